@@ -1,0 +1,25 @@
+//! Weft: a service mesh with one agent per node. See `ARCHITECTURE.md` for the walk of one connection.
+//!
+//! Rooms stand in strict layers; `tests/layers.rs` reads this table and the `use crate::` lines of every file and fails
+//! on an import that goes up or sideways without being listed here.
+//!
+//! | layer | room | may use |
+//! |---|---|---|
+//! | 0 | model | - |
+//! | 1 | telemetry | model |
+//! | 1 | lifecycle | - |
+//! | 2 | registry | model |
+//! | 2 | policy | model |
+//! | 2 | balance | model |
+//! | 3 | identity | model, telemetry, lifecycle |
+//! | 3 | discovery | model, telemetry, lifecycle, registry, policy |
+//! | 3 | kernel | model, telemetry, lifecycle |
+//! | 4 | capture | model, telemetry, lifecycle, registry, policy, kernel |
+//! | 5 | proxy | model, telemetry, lifecycle, registry, policy, balance, identity, capture |
+//! | 6 | control | model, telemetry, lifecycle, registry, policy, identity, discovery |
+//! | 6 | admin | model, telemetry, lifecycle, registry, policy, identity, kernel, capture, proxy |
+//! | 7 | config | model, telemetry, lifecycle, registry, policy, balance, identity, discovery, kernel, capture, proxy, control, admin |
+//! | 8 | agent | all |
+//! | 8 | cli | all |
+
+pub mod model;

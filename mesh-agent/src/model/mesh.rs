@@ -1,0 +1,46 @@
+//! Mesh-wide settings, from the `MeshConfig` object.
+
+use std::time::Duration;
+
+use super::TrustDomain;
+
+/// What happens to a connection that no policy selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DefaultInbound {
+    /// Everybody may connect, encrypted or not.
+    #[default]
+    Permissive,
+    /// Only peers with a verified identity.
+    Authenticated,
+    /// Nobody, until a policy says so.
+    Deny,
+    /// As permissive, and every connection without a verified identity is recorded.
+    Audit,
+}
+
+/// Settings of the whole mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshConfig {
+    /// The trust domain of our own CA.
+    pub trust_domain: TrustDomain,
+    /// Namespace whose policies hold for every namespace.
+    pub system_namespace: String,
+    /// What happens where no policy selects the pod.
+    pub default_inbound: DefaultInbound,
+    /// Lifetime of an SVID.
+    pub certificate_ttl: Duration,
+    /// The fast path between pods of one node; off turns every same-node pair to plain direct TCP.
+    pub splice: bool,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".parse().expect("a valid trust domain"),
+            system_namespace: "weft-system".to_owned(),
+            default_inbound: DefaultInbound::default(),
+            certificate_ttl: Duration::from_secs(24 * 3600),
+            splice: true,
+        }
+    }
+}
