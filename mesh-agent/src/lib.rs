@@ -22,4 +22,10 @@
 //! | 8 | agent | all |
 //! | 8 | cli | all |
 
+pub mod capture;
+pub mod identity;
+pub mod lifecycle;
 pub mod model;
+pub mod policy;
+pub mod registry;
+pub mod telemetry;

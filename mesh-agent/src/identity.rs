@@ -1,0 +1,2 @@
+//! Who we are: SVIDs and rustls configurations.
+#![forbid(unsafe_code)]

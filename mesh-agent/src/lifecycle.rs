@@ -1,0 +1,15 @@
+//! When things happen: the clock, who owns a task, when the process is ready, and how it stops.
+//!
+//! Layer 1. The only room that may ask for the time; everywhere else time is an argument. Nothing here knows what a
+//! connection is.
+//!
+//! Reading order: [`clock`], [`tasks`], [`readiness`], [`shutdown`].
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod readiness;
+pub mod shutdown;
+pub mod tasks;
+
+pub use readiness::{Block, Readiness};
+pub use shutdown::{Shutdown, Trigger};

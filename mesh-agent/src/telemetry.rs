@@ -1,0 +1,2 @@
+//! How things are said: metrics, access records, logs.
+#![forbid(unsafe_code)]
