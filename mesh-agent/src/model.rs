@@ -15,7 +15,7 @@ pub mod service;
 pub mod workload;
 
 pub use address::{ClientAddr, EndpointAddr, OriginalDst, canonical_ip, canonical_socket_addr};
-pub use authorization::{Action, AuthorizationPolicy, PolicyName, Rule, Source};
+pub use authorization::{Action, AuthorizationPolicy, PolicyName, Requirement, Rule, Selector, Source};
 pub use ending::{Ending, Path, Side};
 pub use identity::{SpiffeId, TrustDomain};
 pub use mesh::{DefaultInbound, MeshConfig};

@@ -1,16 +1,31 @@
 //! May this connection pass? A pure function from facts to a [`Permit`] or a named [`Refusal`].
 //!
 //! Layer 2, a deciding room. Evaluated at the destination before any byte reaches the application; the same function
-//! compiles the kernel's verdicts, so spliced, tunnelled and plaintext connections get the same answer.
+//! compiles the kernel's verdicts, so spliced, tunnelled and plaintext connections get the same answer. It never reads a
+//! packet, a clock or a file, and never learns where policies came from.
+//!
+//! Reading order: this door, `rules` (does one rule match), `evaluate` (the order of judgement), `explain` (the same
+//! order, told to people), `handle` (how a set is swapped as a whole).
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use crate::model::{
+    Action, AuthorizationPolicy, DefaultInbound, MeshConfig, PolicyName, SpiffeId, TrustDomain, Workload,
+};
 
-use crate::model::{AuthorizationPolicy, DefaultInbound, PolicyName, SpiffeId, Workload};
+mod evaluate;
+mod explain;
+mod handle;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use explain::{Deciding, ExplainedPolicy, ExplainedRule, Explanation};
+pub use handle::{Policies, Writer, new};
 
 /// What is known about a connection when it is judged.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +43,39 @@ pub struct Facts<'a> {
 /// Proof that policy admitted a connection. Later steps demand it; only [`PolicySet::evaluate`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
-    /// The ALLOW policy and rule index that admitted it; `None`: nothing selected the pod and the default admits.
+    /// The ALLOW policy and rule index that admitted it; `None`: no ALLOW selected the pod and the default admits.
     by: Option<(PolicyName, usize)>,
     /// AUDIT policies that matched.
     audits: Vec<PolicyName>,
+    /// Admitted without an identity under the mesh-wide default `Audit`.
+    default_audit: bool,
+}
+
+impl Permit {
+    /// The ALLOW policy and the index of its rule that admitted the connection; `None`: the mesh-wide default did.
+    pub fn policy(&self) -> Option<(&PolicyName, usize)> {
+        self.by.as_ref().map(|(name, rule)| (name, *rule))
+    }
+
+    /// AUDIT policies that matched, in order of name. Empty in the common case, and then nothing was allocated.
+    pub fn audits(&self) -> &[PolicyName] {
+        &self.audits
+    }
+
+    /// True when the mesh-wide default `Audit` asks for a record: the client has no verified identity.
+    pub fn recorded_by_default(&self) -> bool {
+        self.default_audit
+    }
+}
+
+impl fmt::Display for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            Some((policy, rule)) => write!(f, "allowed by rule {rule} of ALLOW policy {policy}"),
+            None if self.default_audit => f.write_str("allowed by the mesh-wide default Audit, and recorded"),
+            None => f.write_str("allowed by the mesh-wide default: no ALLOW policy selects the pod"),
+        }
+    }
 }
 
 /// Why policy refused a connection.
@@ -43,28 +87,160 @@ pub enum Refusal {
         policy: PolicyName,
         /// Index of the rule.
         rule: usize,
+        /// AUDIT policies that matched too.
+        audits: Vec<PolicyName>,
+    },
+    /// A policy that selects the pod cannot be enforced as written, so nobody passes until it is mended or removed.
+    Unusable {
+        /// The policy.
+        policy: PolicyName,
+        /// What is wrong with it.
+        reason: Arc<str>,
+        /// AUDIT policies that matched too.
+        audits: Vec<PolicyName>,
     },
     /// ALLOW policies select the pod and none matched.
     NotAllowed {
         /// The policies that select the pod.
         candidates: Vec<PolicyName>,
+        /// AUDIT policies that matched too.
+        audits: Vec<PolicyName>,
     },
     /// No policy selects the pod and the mesh-wide default wants a verified identity.
-    NotAuthenticated,
+    NotAuthenticated {
+        /// AUDIT policies that matched too.
+        audits: Vec<PolicyName>,
+    },
     /// No policy selects the pod and the mesh-wide default refuses.
-    DefaultDeny,
+    DefaultDeny {
+        /// AUDIT policies that matched too.
+        audits: Vec<PolicyName>,
+    },
+}
+
+impl Refusal {
+    /// Stable metric label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Denied { .. } => "denied",
+            Self::Unusable { .. } => "unusable_policy",
+            Self::NotAllowed { .. } => "not_allowed",
+            Self::NotAuthenticated { .. } => "not_authenticated",
+            Self::DefaultDeny { .. } => "default_deny",
+        }
+    }
+
+    /// AUDIT policies that matched, in order of name.
+    pub fn audits(&self) -> &[PolicyName] {
+        match self {
+            Self::Denied { audits, .. }
+            | Self::Unusable { audits, .. }
+            | Self::NotAllowed { audits, .. }
+            | Self::NotAuthenticated { audits }
+            | Self::DefaultDeny { audits } => audits,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied { policy, rule, .. } => write!(f, "refused by rule {rule} of DENY policy {policy}"),
+            Self::Unusable { policy, reason, .. } => {
+                write!(f, "refused because policy {policy} cannot be enforced: {reason}")
+            }
+            Self::NotAllowed { candidates, .. } => {
+                let word = if candidates.len() == 1 { "policy" } else { "policies" };
+                write!(f, "refused because no rule of ALLOW {word} ")?;
+                for (index, policy) in candidates.iter().enumerate() {
+                    write!(f, "{}{policy}", if index == 0 { "" } else { ", " })?;
+                }
+                f.write_str(" matches")
+            }
+            Self::NotAuthenticated { .. } => f.write_str(
+                "refused by the mesh-wide default Authenticated: the client has no verified identity",
+            ),
+            Self::DefaultDeny { .. } => {
+                f.write_str("refused by the mesh-wide default Deny: no ALLOW policy selects the pod")
+            }
+        }
+    }
 }
 
 /// All policies, compiled. Immutable.
-#[derive(Debug, Default)]
+///
+/// Kept by namespace and, inside one, by action, so that judging a connection reads only the policies of the
+/// destination's namespace and the cluster-wide ones.
+#[derive(Debug)]
 pub struct PolicySet {
-    policies: Vec<Arc<AuthorizationPolicy>>,
+    cluster_wide: Scope,
+    by_namespace: HashMap<Arc<str>, Scope>,
     default_inbound: DefaultInbound,
+    trust_domain: TrustDomain,
 }
 
-/// Read handle on the current set. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Policies {
-    current: Arc<ArcSwap<PolicySet>>,
-    version: watch::Receiver<u64>,
+/// The policies of one namespace (or the cluster-wide ones), each list sorted by name.
+#[derive(Debug, Default)]
+struct Scope {
+    audit: Vec<Arc<AuthorizationPolicy>>,
+    deny: Vec<Arc<AuthorizationPolicy>>,
+    allow: Vec<Arc<AuthorizationPolicy>>,
+}
+
+impl PolicySet {
+    /// Compiles a set. `trust_domain` is ours: a `ServiceAccount` source matches accounts of this domain only, so that a
+    /// federated domain cannot speak for a namespace here just by using its name.
+    pub fn new(
+        mut policies: Vec<Arc<AuthorizationPolicy>>,
+        default_inbound: DefaultInbound,
+        trust_domain: TrustDomain,
+    ) -> Self {
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut set = Self {
+            cluster_wide: Scope::default(),
+            by_namespace: HashMap::new(),
+            default_inbound,
+            trust_domain,
+        };
+        for policy in policies {
+            let scope = if policy.cluster_wide {
+                &mut set.cluster_wide
+            } else {
+                set.by_namespace.entry(policy.name.namespace.clone()).or_default()
+            };
+            scope.list(&policy).push(policy);
+        }
+        set
+    }
+
+    /// Every policy of the set, in no order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        std::iter::once(&self.cluster_wide)
+            .chain(self.by_namespace.values())
+            .flat_map(|scope| scope.audit.iter().chain(&scope.deny).chain(&scope.allow))
+    }
+
+    /// What happens where no ALLOW policy selects the pod.
+    pub fn default_inbound(&self) -> DefaultInbound {
+        self.default_inbound
+    }
+}
+
+impl Default for PolicySet {
+    fn default() -> Self {
+        let config = MeshConfig::default();
+        Self::new(Vec::new(), config.default_inbound, config.trust_domain)
+    }
+}
+
+impl Scope {
+    /// The list that a policy belongs to; one that cannot be enforced refuses, whatever its action says.
+    fn list(&mut self, policy: &AuthorizationPolicy) -> &mut Vec<Arc<AuthorizationPolicy>> {
+        match policy.action {
+            _ if policy.unusable.is_some() => &mut self.deny,
+            Action::Audit => &mut self.audit,
+            Action::Deny => &mut self.deny,
+            Action::Allow => &mut self.allow,
+        }
+    }
 }

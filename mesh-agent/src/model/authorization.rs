@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::Workload;
+
 /// `namespace/name` of a policy object.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyName {
@@ -38,6 +40,17 @@ pub enum Action {
     Audit,
 }
 
+impl Action {
+    /// As written in the object, and stable for metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+            Self::Audit => "AUDIT",
+        }
+    }
+}
+
 /// One way to recognise the peer. The sources of a rule are alternatives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -54,6 +67,17 @@ pub enum Source {
     Cidr(IpNet),
     /// Any peer with a verified identity.
     AnyAuthenticated,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ServiceAccount { namespace, name } => write!(f, "service account {namespace}/{name}"),
+            Self::Spiffe(pattern) => f.write_str(pattern),
+            Self::Cidr(net) => write!(f, "{net}"),
+            Self::AnyAuthenticated => f.write_str("any authenticated peer"),
+        }
+    }
 }
 
 /// One rule: matches when its sources and its ports both match.
@@ -78,6 +102,18 @@ pub struct AuthorizationPolicy {
     pub action: Action,
     /// Alternatives. Empty: matches nothing, which for ALLOW means that everything is refused.
     pub rules: Vec<Rule>,
+    /// Why the object cannot be enforced as written. Then its rules are not read and it refuses everybody, since leaving
+    /// out an ALLOW or a DENY would open what its author closed (docs/decisions/0002).
+    pub unusable: Option<Arc<str>>,
+}
+
+impl AuthorizationPolicy {
+    /// Whether it speaks about this pod.
+    pub fn selects(&self, pod: &Workload) -> bool {
+        (self.cluster_wide || self.name.namespace == pod.name.namespace)
+            && (self.selectors.is_empty()
+                || self.selectors.iter().any(|selector| selector.matches(&pod.labels)))
+    }
 }
 
 /// A label selector (`matchLabels` and `matchExpressions`).
