@@ -1,0 +1,64 @@
+//! Tells when files may have changed: inotify on their directories, and a slow poll in case an event is lost.
+//!
+//! Directories are watched and not files, since files are replaced by renaming (and, in Kubernetes volumes, by moving a
+//! symbolic link beside them). It only says "look again"; the reader compares what it finds with what it has.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+
+/// How often to look even when nothing was heard. Network file systems tell no events at all.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Watches directories for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct DirWatch {
+    changed: Arc<Notify>,
+    _watcher: Option<RecommendedWatcher>,
+}
+
+impl DirWatch {
+    /// Watches the directories that the files stand in. Without inotify (its limits are per user, and small) only the
+    /// poll remains, which the log says.
+    pub(crate) fn of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> Self {
+        let directory = |path: &'a Path| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        Self::of_directories(paths.map(directory))
+    }
+
+    /// Watches directories, not what lies in their subdirectories.
+    pub(crate) fn of_directories<'a>(directories: impl Iterator<Item = &'a Path>) -> Self {
+        let changed = Arc::new(Notify::new());
+        let directories: BTreeSet<&Path> = directories.collect();
+        let watcher = watch(&directories, changed.clone());
+        let watcher = watcher
+            .inspect_err(|error| tracing::warn!(?directories, %error, "no file events, polling only"))
+            .ok();
+        Self { changed, _watcher: watcher }
+    }
+
+    /// Completes when something may have changed. Cancel safe: an event that nobody waited for is kept.
+    pub(crate) async fn changed(&self) {
+        // Err: nothing was heard in time, which is the poll.
+        let _ = tokio::time::timeout(POLL_INTERVAL, self.changed.notified()).await;
+    }
+}
+
+fn watch(directories: &BTreeSet<&Path>, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        // Reading is an event as well; reacting to it would never end.
+        if !event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
+            changed.notify_one();
+        }
+    })?;
+    for directory in directories {
+        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}
