@@ -22,6 +22,7 @@
 //! | 8 | agent | all |
 //! | 8 | cli | all |
 
+pub mod admin;
 pub mod capture;
 pub mod identity;
 pub mod lifecycle;
