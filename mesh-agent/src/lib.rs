@@ -25,6 +25,7 @@
 pub mod admin;
 pub mod capture;
 pub mod identity;
+pub mod kernel;
 pub mod lifecycle;
 pub mod model;
 pub mod policy;

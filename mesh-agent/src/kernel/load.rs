@@ -1,0 +1,379 @@
+//! Loading, pinning, attaching; and taking over what an earlier agent left pinned.
+//!
+//! Maps are pinned by name in the node's directory, links below `links/`. A later agent finds the same maps, loads its
+//! programs and puts them behind the old links in one atomic step each, so a hook is never empty and never double.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf, SockMap};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SkMsg, SockOps};
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::{ABI_VERSION, Config, Heartbeat, config, counter};
+
+use super::offsets::Offsets;
+use super::{Error, Maps, Netns, Settings, sys};
+
+/// The cgroup programs.
+const SOCK_ADDR: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "getpeername4", "getpeername6"];
+/// Every map, by the name under which it is pinned.
+const MAPS: [&str; 19] = [
+    "CONFIG",
+    "HEARTBEAT",
+    "WORKLOADS",
+    "HELD",
+    "ADDRESSES",
+    "SKIP_PORTS",
+    "FRONTENDS",
+    "BACKENDS",
+    "OPEN",
+    "VERDICTS",
+    "DIALS",
+    "CLIENTS",
+    "FLOWS",
+    "PAIRS",
+    "SOCKETS",
+    "LISTENERS",
+    "SOCKET_STATE",
+    "EVENTS",
+    "COUNTERS",
+];
+
+/// The programs in the kernel, with everything that is needed to feed them.
+pub struct Kernel {
+    ebpf: Ebpf,
+    maps: std::sync::Arc<Maps>,
+    listeners: SockMap<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    links: PathBuf,
+    offsets: Offsets,
+    heartbeat_age_max_ns: u64,
+    generation: u64,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("links", &self.links)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads the object and opens or makes the pinned maps. Attaches nothing yet.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is attached and nothing that was attached is changed when it fails.
+    pub fn load(settings: &Settings) -> Result<Self, Error> {
+        let object = fs::read(&settings.object)
+            .map_err(|source| Error::Object { path: settings.object.clone(), source })?;
+        let links = settings.pin_dir.join("links");
+        fs::create_dir_all(&links).map_err(|source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Error::NotBpffs(settings.pin_dir.clone()),
+            _ => Error::Open { what: "pin directory", path: links.clone(), source },
+        })?;
+        check_bpffs(&settings.pin_dir)?;
+        let offsets = Offsets::of_running_kernel().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no kernel type information: the fast path stays off");
+            Offsets::default()
+        });
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, settings.pin_dir.join(name));
+        }
+        loader
+            .override_global("OFFSET_WRITE_SEQ", &offsets.write_seq, true)
+            .override_global("OFFSET_RMEM_ALLOC", &offsets.rmem_alloc, true)
+            .override_global("OFFSET_RCVBUF", &offsets.rcvbuf, true);
+        let mut ebpf = loader.load(&object)?;
+        let listeners = match ebpf.take_map("LISTENERS") {
+            Some(map @ Map::SockMap(_)) => SockMap::try_from(map)
+                .map_err(|_error| Error::Missing { kind: "sockmap", name: "LISTENERS" })?,
+            _ => return Err(Error::Missing { kind: "map", name: "LISTENERS" }),
+        };
+        let counters = ebpf
+            .take_map("COUNTERS")
+            .and_then(|map| PerCpuArray::try_from(map).ok())
+            .ok_or(Error::Missing { kind: "map", name: "COUNTERS" })?;
+        // The sk_msg program is attached to the map itself, so the map must stay in `ebpf` until then.
+        let mut kernel = Self {
+            maps: std::sync::Arc::new(load_programs(&mut ebpf)?),
+            ebpf,
+            listeners,
+            counters,
+            links,
+            offsets,
+            heartbeat_age_max_ns: u64::try_from(settings.heartbeat_age_max.as_nanos()).unwrap_or(u64::MAX),
+            generation: 0,
+        };
+        kernel.check_version(&settings.pin_dir)?;
+        Ok(kernel)
+    }
+
+    /// Compares the layout version of the pinned maps with ours and starts a new generation.
+    fn check_version(&mut self, pin_dir: &Path) -> Result<(), Error> {
+        let found = self.maps.config.get(&0)?.unwrap_or_default().abi_version;
+        if found != 0 && found != ABI_VERSION {
+            return Err(Error::AbiVersion { pin_dir: pin_dir.to_owned(), found, wanted: ABI_VERSION });
+        }
+        self.generation = self.maps.heartbeat.get(&0)?.unwrap_or_default().generation + 1;
+        Ok(())
+    }
+
+    /// Attaches the cgroup programs, or puts them behind the links of an earlier agent.
+    ///
+    /// # Errors
+    /// The control group cannot be opened, or the kernel refuses.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let cgroup_file = File::open(cgroup).map_err(|source| Error::Open {
+            what: "control group",
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        for name in SOCK_ADDR {
+            let pin = self.links.join(name);
+            let program = sock_addr(&mut self.ebpf, name)?;
+            if replace(&pin, name, program.fd())? {
+                continue;
+            }
+            let id = program
+                .attach(&cgroup_file, CgroupAttachMode::AllowMultiple)
+                .map_err(fail(name, "attaching to the control group"))?;
+            let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
+            pin_link(FdLink::try_from(link), &pin, name)?;
+        }
+        let name = "established";
+        let pin = self.links.join(name);
+        let program: &mut SockOps = program(&mut self.ebpf, name)?;
+        if !replace(&pin, name, program.fd())? {
+            let id = program
+                .attach(&cgroup_file, CgroupAttachMode::AllowMultiple)
+                .map_err(fail(name, "attaching to the control group"))?;
+            let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
+            pin_link(FdLink::try_from(link), &pin, name)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches `inbound` to a pod's network namespace, or takes over an earlier agent's link there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach_inbound(&mut self, netns: &Netns) -> Result<(), Error> {
+        let name = "inbound";
+        let pin = self.inbound_pin(netns.cookie());
+        let program: &mut SkLookup = program(&mut self.ebpf, name)?;
+        match replace(&pin, name, program.fd()) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // The namespace behind the old link is gone: the pin is a leftover.
+            Err(_gone) => remove_pin(&pin)?,
+        }
+        let id = program.attach(netns).map_err(fail(name, "attaching to the network namespace"))?;
+        let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
+        pin_link::<aya::programs::links::LinkError>(Ok(link.into()), &pin, name)
+    }
+
+    /// Lets a pod's network namespace go.
+    ///
+    /// # Errors
+    /// The pin cannot be removed.
+    pub fn detach_inbound(&mut self, netns_cookie: u64) -> Result<(), Error> {
+        remove_pin(&self.inbound_pin(netns_cookie))
+    }
+
+    /// Netns cookies of the pods that an earlier agent attached to.
+    pub fn attached_inbound(&self) -> Vec<u64> {
+        let Ok(entries) = fs::read_dir(&self.links) else { return Vec::new() };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|name| name.strip_prefix("inbound_")?.parse().ok())
+            .collect()
+    }
+
+    fn inbound_pin(&self, cookie: u64) -> PathBuf {
+        self.links.join(format!("inbound_{cookie}"))
+    }
+
+    /// Puts an in-pod listener into the slot from which `inbound` takes it.
+    ///
+    /// # Errors
+    /// The slot is out of range or the socket is not a listener.
+    pub fn set_listener(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), Error> {
+        self.listeners.set(slot, listener, 0).map_err(|error| Error::Map {
+            map: "LISTENERS",
+            operation: "write",
+            source: io::Error::other(error),
+        })
+    }
+
+    /// Writes the programs' settings.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn configure(&self, splice: bool, resolve_unmeshed: bool) -> Result<(), Error> {
+        let mut flags = 0;
+        if splice && self.offsets.are_complete() {
+            flags |= config::SPLICE;
+        }
+        if resolve_unmeshed {
+            flags |= config::RESOLVE_UNMESHED;
+        }
+        let value =
+            Config { abi_version: ABI_VERSION, flags, heartbeat_age_max_ns: self.heartbeat_age_max_ns };
+        self.maps.config.put(&0, &value)
+    }
+
+    /// The tables.
+    pub fn maps(&self) -> &std::sync::Arc<Maps> {
+        &self.maps
+    }
+
+    /// How often an agent has started on these maps, this one included.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Where the kernel keeps what the fast path reads.
+    pub fn offsets(&self) -> Offsets {
+        self.offsets
+    }
+
+    /// The ring buffer of events. Once.
+    ///
+    /// # Errors
+    /// It has been taken already.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, Error> {
+        self.ebpf
+            .take_map("EVENTS")
+            .and_then(|map| RingBuf::try_from(map).ok())
+            .ok_or(Error::Missing { kind: "map", name: "EVENTS" })
+    }
+
+    /// The counters, summed over the CPUs, by index (see `mesh_common::counter`).
+    pub fn counters(&self) -> Vec<u64> {
+        (0..counter::COUNT)
+            .map(|index| self.counters.get(&index, 0).map_or(0, |values| values.iter().sum()))
+            .collect()
+    }
+
+    /// Says goodbye to the programs: from now on new connections follow the pods' failure mode.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn stop_heartbeat(&self) -> Result<(), Error> {
+        self.maps.heartbeat.put(&0, &Heartbeat { beat_ns: 0, generation: self.generation })
+    }
+}
+
+/// Gives the programs a sign of life.
+///
+/// # Errors
+/// The map cannot be written.
+pub fn beat(maps: &Maps, generation: u64) -> Result<(), Error> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_err(|errno| Error::Call { call: "clock_gettime", source: errno.into() })?;
+    let beat_ns = now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned();
+    maps.heartbeat.put(&0, &Heartbeat { beat_ns, generation })
+}
+
+/// Removes every pin of a node, and with it every program and map. Pods go on unmeshed.
+///
+/// # Errors
+/// A file cannot be removed. That nothing is there is no error.
+pub fn uninstall(pin_dir: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(pin_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Open { what: "pin directory", path: pin_dir.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_bpffs(path: &Path) -> Result<(), Error> {
+    let kind = nix::sys::statfs::statfs(path)
+        .map_err(|errno| Error::Call { call: "statfs", source: errno.into() })?
+        .filesystem_type();
+    if kind == nix::sys::statfs::BPF_FS_MAGIC { Ok(()) } else { Err(Error::NotBpffs(path.to_owned())) }
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, Error> {
+    for name in SOCK_ADDR {
+        sock_addr(ebpf, name)?.load().map_err(fail(name, "loading"))?;
+    }
+    program::<SockOps>(ebpf, "established")?.load().map_err(fail("established", "loading"))?;
+    program::<SkLookup>(ebpf, "inbound")?.load().map_err(fail("inbound", "loading"))?;
+    program::<SkMsg>(ebpf, "splice")?.load().map_err(fail("splice", "loading"))?;
+    let sockets = match ebpf.map("SOCKETS") {
+        Some(map @ Map::SockHash(_)) => aya::maps::SockHash::<_, u64>::try_from(map)
+            .map_err(|_error| Error::Missing { kind: "sockhash", name: "SOCKETS" })?,
+        _ => return Err(Error::Missing { kind: "map", name: "SOCKETS" }),
+    };
+    let target = sockets.fd().try_clone().map_err(|source| Error::Call { call: "dup", source })?;
+    let splice: &mut SkMsg = program(ebpf, "splice")?;
+    let id = splice.attach(&target).map_err(fail("splice", "attaching to SOCKETS"))?;
+    // This kind of attachment has no link that could be pinned; it lives as long as the map. Dropping the handle would
+    // detach it, and spliced connections must outlive the agent.
+    std::mem::forget(splice.take_link(id).map_err(fail("splice", "taking the link"))?);
+    Maps::open(ebpf)
+}
+
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, Error>
+where
+    &'a mut T: TryFrom<&'a mut Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::Missing { kind: "program", name })
+}
+
+fn sock_addr<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
+    program(ebpf, name)
+}
+
+fn fail(program: &'static str, step: &'static str) -> impl FnOnce(aya::programs::ProgramError) -> Error {
+    move |source| Error::Program { program, step, source: Box::new(source) }
+}
+
+/// True when an earlier link was there and now runs our program.
+fn replace(
+    pin: &Path,
+    name: &'static str,
+    program: Result<&aya::programs::ProgramFd, aya::programs::ProgramError>,
+) -> Result<bool, Error> {
+    if !pin.exists() {
+        return Ok(false);
+    }
+    let link = sys::open_pin(pin).map_err(|source| Error::Call { call: "bpf(BPF_OBJ_GET)", source })?;
+    let program = program.map_err(fail(name, "opening"))?;
+    sys::link_update(link.as_fd(), program.as_fd())
+        .map_err(|source| Error::Call { call: "bpf(BPF_LINK_UPDATE)", source })?;
+    Ok(true)
+}
+
+fn pin_link<E: Into<aya::programs::links::LinkError>>(
+    link: Result<FdLink, E>,
+    pin: &Path,
+    name: &'static str,
+) -> Result<(), Error> {
+    let link = link.map_err(|error| link_error(name, error.into()))?;
+    link.pin(pin).map_err(|error| Error::Call { call: "pinning a link", source: io::Error::other(error) })?;
+    Ok(())
+}
+
+fn link_error(program: &'static str, error: aya::programs::links::LinkError) -> Error {
+    Error::Call { call: program, source: io::Error::other(error) }
+}
+
+fn remove_pin(pin: &Path) -> Result<(), Error> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Open { what: "pinned link", path: pin.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
