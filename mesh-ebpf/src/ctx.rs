@@ -83,17 +83,38 @@ pub unsafe fn atomic_add(value: *mut u64, by: u64) {
     unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) by) };
 }
 
+/// Loads a context field at a constant offset. As an instruction of its own: left to the compiler, two loads in two
+/// branches become one load at a computed offset, which the verifier refuses ("dereference of modified ctx ptr").
 macro_rules! load {
-    ($place:expr) => {
-        // SAFETY: a field of the context. Volatile: the verifier refuses merged or narrowed loads of context fields
-        // ("invalid bpf_context access off=.. size=8").
-        unsafe { core::ptr::read_volatile(&raw const $place) }
-    };
+    ($ctx:expr, $structure:ty, $field:ident $(+ $more:literal)?) => { load!($ctx, $structure, $field $(+ $more)?, "u32", u32) };
+    ($ctx:expr, $structure:ty, $field:ident $(+ $more:literal)?, $size:literal, $as:ty) => {{
+        let value: u64;
+        // SAFETY: reads a field of the context, which is valid while the program runs.
+        unsafe {
+            core::arch::asm!(
+                concat!("{0} = *(", $size, " *)({1} + {2})"),
+                out(reg) value, in(reg) $ctx,
+                const core::mem::offset_of!($structure, $field) $(+ $more)?,
+                options(nostack, readonly)
+            );
+        }
+        value as $as
+    }};
 }
+
+/// Stores a context field at a constant offset.
 macro_rules! store {
-    ($place:expr, $value:expr) => {
-        // SAFETY: a writable field of the context; volatile for the same reason.
-        unsafe { core::ptr::write_volatile(&raw mut $place, $value) }
+    ($ctx:expr, $structure:ty, $field:ident $(+ $more:literal)?, $value:expr) => {
+        // SAFETY: writes a field that this kind of program may write.
+        unsafe {
+            core::arch::asm!(
+                "*(u32 *)({0} + {1}) = {2}",
+                in(reg) $ctx,
+                const core::mem::offset_of!($structure, $field) $(+ $more)?,
+                in(reg) u64::from($value),
+                options(nostack)
+            );
+        }
     };
 }
 
@@ -150,27 +171,27 @@ pub mod sock_addr {
     pub fn address(ctx: *mut bpf_sock_addr, v6: bool) -> Address {
         if v6 {
             let words = [
-                load!((*ctx).user_ip6[0]),
-                load!((*ctx).user_ip6[1]),
-                load!((*ctx).user_ip6[2]),
-                load!((*ctx).user_ip6[3]),
+                load!(ctx, bpf_sock_addr, user_ip6 + 0),
+                load!(ctx, bpf_sock_addr, user_ip6 + 4),
+                load!(ctx, bpf_sock_addr, user_ip6 + 8),
+                load!(ctx, bpf_sock_addr, user_ip6 + 12),
             ];
             address_from_words(words)
         } else {
-            v4(load!((*ctx).user_ip4))
+            v4(load!(ctx, bpf_sock_addr, user_ip4))
         }
     }
 
     /// Host order.
     #[inline(always)]
     pub fn port(ctx: *mut bpf_sock_addr) -> u16 {
-        u16::from_be(load!((*ctx).user_port) as u16)
+        u16::from_be(load!(ctx, bpf_sock_addr, user_port) as u16)
     }
 
     /// IP protocol.
     #[inline(always)]
     pub fn protocol(ctx: *mut bpf_sock_addr) -> u32 {
-        load!((*ctx).protocol)
+        load!(ctx, bpf_sock_addr, protocol)
     }
 
     /// Replaces the address. The caller makes sure that an IPv4 hook gets an IPv4 address.
@@ -178,14 +199,14 @@ pub mod sock_addr {
     pub fn set(ctx: *mut bpf_sock_addr, v6: bool, address: &Address, port: u16) {
         let w = words(address);
         if v6 {
-            store!((*ctx).user_ip6[0], w[0]);
-            store!((*ctx).user_ip6[1], w[1]);
-            store!((*ctx).user_ip6[2], w[2]);
-            store!((*ctx).user_ip6[3], w[3]);
+            store!(ctx, bpf_sock_addr, user_ip6 + 0, w[0]);
+            store!(ctx, bpf_sock_addr, user_ip6 + 4, w[1]);
+            store!(ctx, bpf_sock_addr, user_ip6 + 8, w[2]);
+            store!(ctx, bpf_sock_addr, user_ip6 + 12, w[3]);
         } else {
-            store!((*ctx).user_ip4, w[3]);
+            store!(ctx, bpf_sock_addr, user_ip4, w[3]);
         }
-        store!((*ctx).user_port, port.to_be() as u32);
+        store!(ctx, bpf_sock_addr, user_port, u32::from(port.to_be()));
     }
 }
 
@@ -196,75 +217,78 @@ pub mod sock_ops {
     /// The socket, when it is a full one.
     #[inline(always)]
     pub fn socket(ops: *mut bpf_sock_ops) -> *mut c_void {
-        if load!((*ops).is_fullsock) == 0 {
+        if load!(ops, bpf_sock_ops, is_fullsock) == 0 {
             return core::ptr::null_mut();
         }
-        load!((*ops).__bindgen_anon_2.sk).cast()
+        load!(ops, bpf_sock_ops, __bindgen_anon_2, "u64", u64) as *mut c_void
     }
 
     /// Own address and port.
     #[inline(always)]
     pub fn local(ops: *mut bpf_sock_ops) -> (Address, u16) {
-        let address = if load!((*ops).family) == AF_INET6 {
+        let address = if load!(ops, bpf_sock_ops, family) == AF_INET6 {
             let words = [
-                load!((*ops).local_ip6[0]),
-                load!((*ops).local_ip6[1]),
-                load!((*ops).local_ip6[2]),
-                load!((*ops).local_ip6[3]),
+                load!(ops, bpf_sock_ops, local_ip6 + 0),
+                load!(ops, bpf_sock_ops, local_ip6 + 4),
+                load!(ops, bpf_sock_ops, local_ip6 + 8),
+                load!(ops, bpf_sock_ops, local_ip6 + 12),
             ];
             address_from_words(words)
         } else {
-            v4(load!((*ops).local_ip4))
+            v4(load!(ops, bpf_sock_ops, local_ip4))
         };
-        (address, load!((*ops).local_port) as u16)
+        (address, load!(ops, bpf_sock_ops, local_port) as u16)
     }
 
     /// The peer's address and port.
     #[inline(always)]
     pub fn remote(ops: *mut bpf_sock_ops) -> (Address, u16) {
-        let address = if load!((*ops).family) == AF_INET6 {
+        let address = if load!(ops, bpf_sock_ops, family) == AF_INET6 {
             let words = [
-                load!((*ops).remote_ip6[0]),
-                load!((*ops).remote_ip6[1]),
-                load!((*ops).remote_ip6[2]),
-                load!((*ops).remote_ip6[3]),
+                load!(ops, bpf_sock_ops, remote_ip6 + 0),
+                load!(ops, bpf_sock_ops, remote_ip6 + 4),
+                load!(ops, bpf_sock_ops, remote_ip6 + 8),
+                load!(ops, bpf_sock_ops, remote_ip6 + 12),
             ];
             address_from_words(words)
         } else {
-            v4(load!((*ops).remote_ip4))
+            v4(load!(ops, bpf_sock_ops, remote_ip4))
         };
-        (address, u32::from_be(load!((*ops).remote_port)) as u16)
+        (address, u32::from_be(load!(ops, bpf_sock_ops, remote_port)) as u16)
     }
 
     /// Callback argument.
     #[inline(always)]
     pub fn argument0(ops: *mut bpf_sock_ops) -> u32 {
-        load!((*ops).__bindgen_anon_1.args[0])
+        load!(ops, bpf_sock_ops, __bindgen_anon_1)
     }
 
     /// Callback argument.
     #[inline(always)]
     pub fn argument1(ops: *mut bpf_sock_ops) -> u32 {
-        load!((*ops).__bindgen_anon_1.args[1])
+        load!(ops, bpf_sock_ops, __bindgen_anon_1 + 4)
     }
 
     /// Bytes that the peer has acknowledged, bytes received.
     #[inline(always)]
     pub fn bytes(ops: *mut bpf_sock_ops) -> (u64, u64) {
-        (load!((*ops).bytes_acked), load!((*ops).bytes_received))
+        (
+            load!(ops, bpf_sock_ops, bytes_acked, "u64", u64),
+            load!(ops, bpf_sock_ops, bytes_received, "u64", u64),
+        )
     }
 
     /// Smoothed round-trip time in microseconds.
     #[inline(always)]
     pub fn srtt_us(ops: *mut bpf_sock_ops) -> u32 {
         // The kernel keeps eighths (tcp_sock.srtt_us << 3).
-        load!((*ops).srtt_us) >> 3
+        load!(ops, bpf_sock_ops, srtt_us) >> 3
     }
 
     /// Retransmitted segments.
     #[inline(always)]
     pub fn retransmits(ops: *mut bpf_sock_ops) -> u32 {
-        load!((*ops).total_retrans)
+        load!(ops, bpf_sock_ops, total_retrans)
     }
 }
 
@@ -275,40 +299,40 @@ pub mod sk_lookup {
     /// IP protocol.
     #[inline(always)]
     pub fn protocol(ctx: *mut bpf_sk_lookup) -> u32 {
-        load!((*ctx).protocol)
+        load!(ctx, bpf_sk_lookup, protocol)
     }
 
     /// Where the packet goes.
     #[inline(always)]
     pub fn local(ctx: *mut bpf_sk_lookup) -> (Address, u16) {
-        let address = if load!((*ctx).family) == AF_INET6 {
+        let address = if load!(ctx, bpf_sk_lookup, family) == AF_INET6 {
             let words = [
-                load!((*ctx).local_ip6[0]),
-                load!((*ctx).local_ip6[1]),
-                load!((*ctx).local_ip6[2]),
-                load!((*ctx).local_ip6[3]),
+                load!(ctx, bpf_sk_lookup, local_ip6 + 0),
+                load!(ctx, bpf_sk_lookup, local_ip6 + 4),
+                load!(ctx, bpf_sk_lookup, local_ip6 + 8),
+                load!(ctx, bpf_sk_lookup, local_ip6 + 12),
             ];
             address_from_words(words)
         } else {
-            v4(load!((*ctx).local_ip4))
+            v4(load!(ctx, bpf_sk_lookup, local_ip4))
         };
-        (address, load!((*ctx).local_port) as u16)
+        (address, load!(ctx, bpf_sk_lookup, local_port) as u16)
     }
 
     /// Where it comes from.
     #[inline(always)]
     pub fn remote(ctx: *mut bpf_sk_lookup) -> (Address, u16) {
-        let address = if load!((*ctx).family) == AF_INET6 {
+        let address = if load!(ctx, bpf_sk_lookup, family) == AF_INET6 {
             let words = [
-                load!((*ctx).remote_ip6[0]),
-                load!((*ctx).remote_ip6[1]),
-                load!((*ctx).remote_ip6[2]),
-                load!((*ctx).remote_ip6[3]),
+                load!(ctx, bpf_sk_lookup, remote_ip6 + 0),
+                load!(ctx, bpf_sk_lookup, remote_ip6 + 4),
+                load!(ctx, bpf_sk_lookup, remote_ip6 + 8),
+                load!(ctx, bpf_sk_lookup, remote_ip6 + 12),
             ];
             address_from_words(words)
         } else {
-            v4(load!((*ctx).remote_ip4))
+            v4(load!(ctx, bpf_sk_lookup, remote_ip4))
         };
-        (address, u16::from_be(load!((*ctx).remote_port)))
+        (address, u16::from_be(load!(ctx, bpf_sk_lookup, remote_port, "u16", u16)))
     }
 }

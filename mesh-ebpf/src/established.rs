@@ -117,6 +117,10 @@ fn authorize(
     let id = cookie(ops);
     // SAFETY: the socket is the context's and non-null.
     let kernel_address = unsafe { ctx::tcp_socket(socket) };
+    if kernel_address == 0 {
+        // Never for TCP; the verifier wants to see it ("pointer arithmetic on ptr_or_null_ prohibited").
+        return;
+    }
     // tcp_connect() has not yet queued the SYN, which takes one sequence number (net/ipv4/tcp_output.c).
     state.write_seq = ctx::write_seq(kernel_address).wrapping_add(1);
     state.pair = id;
@@ -189,6 +193,10 @@ fn server_established(ops: *mut bpf_sock_ops) {
     let Some(state) = storage(socket, BPF_SK_STORAGE_GET_F_CREATE as u64) else { return };
     // SAFETY: the socket is the context's and non-null.
     let kernel_address = unsafe { ctx::tcp_socket(socket) };
+    if kernel_address == 0 {
+        // Never for TCP; the verifier wants to see it ("pointer arithmetic on ptr_or_null_ prohibited").
+        return;
+    }
     let own = cookie(ops);
     state.pair = id;
     state.side = 1;

@@ -30,7 +30,7 @@ impl Events {
     /// # Errors
     /// The descriptor cannot be watched.
     pub fn new(ring: RingBuf<MapData>) -> Result<Self, Error> {
-        AsyncFd::register(ring)
+        super::sys::watch(ring)
             .map(|ring| Self { ring })
             .map_err(|source| Error::Call { call: "watching the event ring", source })
     }

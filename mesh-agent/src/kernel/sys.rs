@@ -200,3 +200,11 @@ pub(super) fn readable_len(socket: BorrowedFd<'_>) -> io::Result<usize> {
     }
     usize::try_from(length).map_err(|_| io::Error::other("FIONREAD answered a negative length"))
 }
+
+/// Registers a ring buffer with the runtime's poller.
+pub(super) fn watch(
+    ring: aya::maps::RingBuf<aya::maps::MapData>,
+) -> io::Result<tokio::io::unix::AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>> {
+    // SAFETY: the ring owns one map descriptor for its whole life and answers `as_fd` with it each time.
+    unsafe { tokio::io::unix::AsyncFd::register(ring) }.map_err(|error| error.into_parts().1)
+}

@@ -1,0 +1,41 @@
+//! The running kernel accepts the programs, and a second agent takes over the first one's pins.
+//!
+//! Needs root and the built object (`cargo xtask test` provides both).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_agent::kernel::{Kernel, Settings};
+
+fn settings(name: &str) -> Settings {
+    let object = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/release/weft.bpf.o");
+    Settings {
+        object,
+        pin_dir: PathBuf::from(format!("/sys/fs/bpf/weft/test-{name}-{}", std::process::id())),
+        cgroup: PathBuf::from("/nonexistent"),
+        heartbeat_age_max: Duration::from_secs(1),
+    }
+}
+
+struct Unpin(PathBuf);
+
+impl Drop for Unpin {
+    fn drop(&mut self) {
+        mesh_agent::kernel::load::uninstall(&self.0).expect("pins can be removed");
+    }
+}
+
+#[test]
+fn the_kernel_accepts_every_program_and_pins_outlive_the_agent() {
+    let settings = settings("load");
+    let _unpin = Unpin(settings.pin_dir.clone());
+    let first = Kernel::load(&settings).expect("run as root: `sudo cargo xtask test`");
+    assert_eq!(first.generation(), 1);
+    first.configure(true, false).unwrap();
+    mesh_agent::kernel::load::beat(first.maps(), first.generation()).unwrap();
+    first.maps().held.put(&7, &1).unwrap();
+    drop(first);
+    let second = Kernel::load(&settings).unwrap();
+    assert_eq!(second.generation(), 2);
+    assert_eq!(second.maps().held.get(&7).unwrap(), Some(1));
+}
