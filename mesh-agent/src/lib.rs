@@ -29,5 +29,6 @@ pub mod kernel;
 pub mod lifecycle;
 pub mod model;
 pub mod policy;
+pub mod proxy;
 pub mod registry;
 pub mod telemetry;

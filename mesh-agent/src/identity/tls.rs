@@ -88,6 +88,8 @@ pub fn client_config(
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
+    // Tunnels protect records in place, with rustls' traffic keys (`proxy/tls.rs`).
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
@@ -106,6 +108,7 @@ pub fn server_config(
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
