@@ -1,2 +1,75 @@
-//! Developer commands.
-fn main() {}
+//! Everything a developer runs: `cargo xtask <command>`. This file holds the command line only.
+//!
+//! Reading order: [`setup`] (what must be installed), [`ebpf`] and [`build`] (what is built), [`lab`] (nodes and pods on
+//! one machine), [`app`] (the traffic programs that run in its pods), [`test`] (the checks), [`shell`] (how commands are
+//! run), [`clock`].
+
+#![expect(unreachable_pub, reason = "a program has no outside: `pub` marks what a file offers to the others")]
+
+mod setup;
+
+mod ebpf;
+
+mod build;
+
+mod lab;
+
+mod app;
+
+mod test;
+
+mod shell;
+
+mod clock;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Weft's developer commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need, or name the exact thing to install.
+    Setup,
+    /// Compile the kernel programs (mesh-ebpf/) to target/release/weft.bpf.o.
+    BuildEbpf,
+    /// Compile the kernel programs, mesh-agent and meshctl (release).
+    Build,
+    /// Nodes and pods as network namespaces on this machine, with one real agent per node.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Small servers and clients that run in the lab's pods.
+    #[command(subcommand)]
+    App(app::Command),
+    /// Set up, build, and run every test with the kernel programs loaded (needs root).
+    Test(test::Options),
+    /// What the CI runs: `test`, plus formatting and lints.
+    Ci(test::Options),
+    /// Enter a lab's node or pod, then become the given command. Started by the lab only.
+    #[command(hide = true)]
+    LabInit(lab::exec::InitOptions),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Command::BuildEbpf => ebpf::run().map(|_| ExitCode::SUCCESS),
+        Command::Build => build::run().map(|()| ExitCode::SUCCESS),
+        Command::Lab(command) => lab::run(command).map(|()| ExitCode::SUCCESS),
+        Command::App(command) => app::run(command),
+        Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
+        Command::LabInit(options) => lab::exec::init(options).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,37 @@
+//! The checks: everything that must hold before a change is taken.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{build, ebpf, setup, shell};
+
+/// What to run.
+#[derive(Args)]
+pub struct Options {
+    /// Passed on to `cargo nextest run`, for example a filter.
+    #[arg(last = true)]
+    nextest: Vec<String>,
+}
+
+/// Sets up, builds and tests.
+pub fn run(options: &Options) -> Result<()> {
+    shell::require_root("the tests load kernel programs and make network namespaces, which")?;
+    setup::run()?;
+    ebpf::run()?;
+    build::agent()?;
+    shell::say("running all tests");
+    let mut tests = shell::cargo();
+    tests.args(["nextest", "run", "--workspace", "--release"]).args(&options.nextest);
+    shell::run(&mut tests)
+}
+
+/// The tests, and formatting and lints before them.
+pub fn ci(options: &Options) -> Result<()> {
+    shell::require_root("the tests load kernel programs and make network namespaces, which")?;
+    shell::say("checking the formatting");
+    shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+    shell::say("checking the lints");
+    let lints = ["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"];
+    shell::run(shell::cargo().args(lints))?;
+    run(options)
+}
