@@ -24,6 +24,7 @@
 
 pub mod admin;
 pub mod capture;
+pub mod config;
 pub mod identity;
 pub mod kernel;
 pub mod lifecycle;
