@@ -52,16 +52,11 @@ fn compile(source_dir: &Path, compiler: KernelCompiler) -> Result<()> {
         }
     };
     build.current_dir(source_dir).args(["--release", "--target", TARGET, "--bin", "weft"]);
-    // The outer cargo's choice of toolchain and flags is meant for the workspace, not for this target.
-    build.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
+    // Linker and flags stand in mesh-ebpf/.cargo/config.toml; those of the outer cargo are meant for another target.
+    build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_RUSTFLAGS");
+    build.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR");
     build.env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
-    build.env("CARGO_ENCODED_RUSTFLAGS", kernel_flags());
     shell::run(&mut build).context("the kernel programs do not build")
-}
-
-/// Compiler flags, separated as cargo wants them.
-fn kernel_flags() -> String {
-    ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2"].join("\x1f")
 }
 
 /// Puts the object beside the release binaries, and beside this executable when that is elsewhere.
@@ -86,7 +81,7 @@ fn check_object(object: &[u8]) -> Result<()> {
         let found = sections.iter().any(|name| name == needed);
         ensure!(
             found,
-            "section {needed} is missing; does bpf-linker get --btf, and does the build keep debug info?"
+            "section {needed} is missing; does mesh-ebpf/.cargo/config.toml give bpf-linker --btf, and does the profile keep debug info?"
         );
     }
     Ok(())

@@ -17,6 +17,9 @@ use crate::{clock, shell};
 /// How long another command on the same lab may take to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often things are removed again: an `ip` whose `lab up` was just killed may still be making some.
+const ROUNDS: usize = 10;
+
 /// Removes a lab. It is no error when there is none.
 pub fn down(names: &Names) -> Result<()> {
     let run_dir = names.run_dir();
@@ -29,9 +32,16 @@ pub fn down(names: &Names) -> Result<()> {
             Err(_) => thread::sleep(Duration::from_millis(50)),
         }
     };
-    remove_everything(names)?;
+    let mut left = Vec::new();
+    for _ in 0..ROUNDS {
+        remove_everything(names)?;
+        left = leftovers(names);
+        if left.is_empty() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
     drop(lock);
-    let left = leftovers(names);
     if !left.is_empty() {
         bail!("lab {} is down, but this is left: {}", names.lab(), left.join(", "));
     }

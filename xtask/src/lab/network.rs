@@ -149,6 +149,7 @@ fn fabric_script(names: &Names, nodes: &[String]) -> String {
             script,
             "link add {port} type veth peer name uplink netns {netns}\nlink set {port} master fabric up\n"
         );
+        script.push_str(&pod_routes(index + 1));
     }
     script
 }
@@ -164,10 +165,15 @@ fn node_script(number: usize, node_count: usize) -> String {
          route add default via {via_v4}\nroute add ::/0 via {via_v6}\n"
     );
     for other in (1..=node_count).filter(|other| *other != number) {
-        let ([via_v4, via_v6], [net_v4, net_v6]) = (node_ips(other), pod_ips(other, 0));
-        let _ = write!(script, "route add {net_v4}/24 via {via_v4}\nroute add {net_v6}/64 via {via_v6}\n");
+        script.push_str(&pod_routes(other));
     }
     script
+}
+
+/// Routes to the pods of a node.
+fn pod_routes(number: usize) -> String {
+    let ([via_v4, via_v6], [net_v4, net_v6]) = (node_ips(number), pod_ips(number, 0));
+    format!("route add {net_v4}/24 via {via_v4}\nroute add {net_v6}/64 via {via_v6}\n")
 }
 
 fn join_script(pod: &PodLink<'_>) -> String {
