@@ -25,6 +25,7 @@
 pub mod admin;
 pub mod capture;
 pub mod config;
+pub mod control;
 pub mod identity;
 pub mod kernel;
 pub mod lifecycle;

@@ -67,12 +67,13 @@ impl CaClient {
     pub fn new(settings: &Settings, trust: Arc<Trust>) -> Result<Self, Error> {
         let malformed = || Error::CaAddress(settings.ca_address.clone());
         let authority = settings.ca_address.strip_prefix("https://").unwrap_or(&settings.ca_address);
-        let uri = |scheme: &str| format!("{scheme}://{authority}").parse::<Uri>().map_err(|_| malformed());
+        let uri =
+            |scheme: &str| format!("{scheme}://{authority}").parse::<Uri>().map_err(|_malformed| malformed());
         let origin = uri("https")?;
         let host = origin.host().ok_or_else(malformed)?.trim_matches(['[', ']']).to_owned();
         let port = origin.port_u16().ok_or_else(malformed)?;
         let name = settings.ca_server_name.clone().unwrap_or_else(|| host.clone());
-        let server_name = ServerName::try_from(name.clone()).map_err(|_| Error::CaAddress(name))?;
+        let server_name = ServerName::try_from(name.clone()).map_err(|_malformed| Error::CaAddress(name))?;
         // tonic refuses an https address with a connector of one's own; ours does TLS, so the address says http and
         // the origin, which is what travels in the request, says https.
         let endpoint = Endpoint::from(uri("http")?).origin(origin);
@@ -140,7 +141,8 @@ impl CaClient {
             .map_err(|source| Error::Token { path: self.token_file.clone(), source })?;
         let malformed = || Error::TokenMalformed(self.token_file.clone());
         let token = Some(token.trim()).filter(|token| !token.is_empty()).ok_or_else(malformed)?;
-        let mut value: MetadataValue<_> = format!("Bearer {token}").parse().map_err(|_| malformed())?;
+        let mut value: MetadataValue<_> =
+            format!("Bearer {token}").parse().map_err(|_malformed| malformed())?;
         value.set_sensitive(true);
         Ok(value)
     }
@@ -199,11 +201,11 @@ impl CaClient {
         chain: &[CertificateDer<'static>],
     ) -> Result<(), IssuedFault> {
         let leaf = chain.first().ok_or(IssuedFault::NoChain)?;
-        let named = peer::peer_identity(chain).map_err(|_| IssuedFault::NoId)?;
+        let named = peer::peer_identity(chain).map_err(|_malformed| IssuedFault::NoId)?;
         if named != *id {
             return Err(IssuedFault::WrongId(named));
         }
-        let parsed = peer::parse(leaf).map_err(|_| IssuedFault::NoChain)?;
+        let parsed = peer::parse(leaf).map_err(|_malformed| IssuedFault::NoChain)?;
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(IssuedFault::OtherKey);
         }

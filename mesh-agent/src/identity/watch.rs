@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
+use tokio::time::{Interval, MissedTickBehavior};
 
 /// How often to look even when nothing was heard. Network file systems tell no events at all.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -18,6 +19,7 @@ pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct DirWatch {
     changed: Arc<Notify>,
+    poll: Interval,
     _watcher: Option<RecommendedWatcher>,
 }
 
@@ -32,7 +34,7 @@ impl DirWatch {
         Self::of_directories(paths.map(directory))
     }
 
-    /// Watches directories, not what lies in their subdirectories.
+    /// Watches directories, not what lies in their subdirectories. Must be called on a tokio runtime.
     pub(crate) fn of_directories<'a>(directories: impl Iterator<Item = &'a Path>) -> Self {
         let changed = Arc::new(Notify::new());
         let directories: BTreeSet<&Path> = directories.collect();
@@ -40,13 +42,18 @@ impl DirWatch {
         let watcher = watcher
             .inspect_err(|error| tracing::warn!(?directories, %error, "no file events, polling only"))
             .ok();
-        Self { changed, _watcher: watcher }
+        let mut poll = tokio::time::interval(POLL_INTERVAL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { changed, poll, _watcher: watcher }
     }
 
-    /// Completes when something may have changed. Cancel safe: an event that nobody waited for is kept.
-    pub(crate) async fn changed(&self) {
-        // Err: nothing was heard in time, which is the poll.
-        let _ = tokio::time::timeout(POLL_INTERVAL, self.changed.notified()).await;
+    /// Completes when something may have changed; at once when first called, which covers what happened before the
+    /// watch began. Cancel safe: an event that nobody waited for is kept, and so is the time of the next poll.
+    pub(crate) async fn changed(&mut self) {
+        tokio::select! {
+            () = self.changed.notified() => {}
+            _ = self.poll.tick() => {}
+        }
     }
 }
 

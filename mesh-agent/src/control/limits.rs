@@ -1,0 +1,61 @@
+//! How often may one node ask?
+//!
+//! A token bucket per node, so that a node gone wild costs the others nothing. Pure: time is an argument.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Requests that a node may make at once: a full restart with a certificate for every pod, several times over.
+const BURST: f64 = 1000.0;
+
+/// Requests per second that it may keep up. 200 pods with certificates of a few seconds (a test) need about 100; with
+/// the usual 24 hours a node needs one per pod and day.
+const PER_SECOND: f64 = 200.0;
+
+/// The buckets of all nodes.
+#[derive(Debug, Default)]
+pub struct Limits {
+    buckets: HashMap<Arc<str>, Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    filled_at: Instant,
+}
+
+impl Limits {
+    /// Takes one token of the node's; false when it has none. Nodes are known ones (they have a join token), so the map
+    /// does not grow with what strangers send.
+    pub fn admit(&mut self, node: &Arc<str>, now: Instant) -> bool {
+        let full = || Bucket { tokens: BURST, filled_at: now };
+        let bucket = self.buckets.entry(node.clone()).or_insert_with(full);
+        let elapsed = now.saturating_duration_since(bucket.filled_at);
+        bucket.tokens = (bucket.tokens + elapsed.as_secs_f64() * PER_SECOND).min(BURST);
+        bucket.filled_at = now;
+        let admitted = bucket.tokens >= 1.0;
+        if admitted {
+            bucket.tokens -= 1.0;
+        }
+        admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::clock;
+    use std::time::Duration;
+
+    #[test]
+    fn a_node_that_asks_too_often_is_held_back_and_others_are_not() {
+        let (mut limits, start) = (Limits::default(), clock::now());
+        let (wild, calm): (Arc<str>, Arc<str>) = ("wild".into(), "calm".into());
+        let admitted = (0..5000).filter(|_| limits.admit(&wild, start)).count();
+        assert_eq!(admitted, 1000);
+        assert!(limits.admit(&calm, start));
+        let later = start + Duration::from_millis(50);
+        assert_eq!((0..5000).filter(|_| limits.admit(&wild, later)).count(), 10);
+    }
+}
