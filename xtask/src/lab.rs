@@ -32,6 +32,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -56,6 +57,9 @@ pub enum Command {
     /// Take a changed world into a running lab: start, end and change pods.
     Apply(ApplyOptions),
     /// Run a command in a pod; input, output and exit code are the command's own.
+    ///
+    /// The host's files are seen, but for names: services and pods resolve as cluster DNS would resolve them there. Where
+    /// the command never ran, the exit code is 125 (the lab failed), 126 (it cannot be run) or 127 (it is not there).
     Exec(exec::Options),
     /// Show a lab.
     Status(StatusOptions),
@@ -126,24 +130,22 @@ pub struct DownOptions {
 }
 
 /// Runs a command.
-pub fn run(command: Command) -> Result<()> {
+pub fn run(command: Command) -> Result<ExitCode> {
     shell::require_root("the lab makes network namespaces and cgroups, which")?;
     match command {
-        Command::Up(options) => {
-            let lab = up(&options)?;
-            status::print(&lab, options.json)
-        }
+        Command::Up(options) => status::print(&up(&options)?, options.json)?,
         Command::Apply(options) => {
             let lab = apply(&Names::new(&options.name)?, options.world)?;
-            status::print(&lab, options.json)
+            status::print(&lab, options.json)?;
         }
-        Command::Exec(options) => exec::run(options),
-        Command::Status(options) => status::run(&Names::new(&options.name)?, options.json),
+        Command::Exec(options) => return Ok(exec::run(&options)),
+        Command::Status(options) => status::run(&Names::new(&options.name)?, options.json)?,
         Command::Down(options) if options.all => {
-            names::existing_labs().iter().try_for_each(|lab| down::run(&Names::new(lab)?))
+            names::existing_labs().iter().try_for_each(|lab| down::run(&Names::new(lab)?))?;
         }
-        Command::Down(options) => down::run(&Names::new(&options.name)?),
+        Command::Down(options) => down::run(&Names::new(&options.name)?)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Makes a lab; on failure nothing of it stays, unless asked for.
@@ -278,10 +280,9 @@ fn make(
         say("starting control and agents");
         agents::start(lab, names, agent)?;
     }
-    for mut pod in std::mem::take(&mut lab.pods) {
-        pods::start(lab, &mut pod)?;
-        lab.pods.push(pod);
-    }
+    let mut pods = std::mem::take(&mut lab.pods);
+    pods::start(lab, &mut pods.iter_mut().collect::<Vec<_>>())?;
+    lab.pods = pods;
     lab.phase = Phase::Up;
     lab.save()
 }
@@ -310,8 +311,10 @@ fn apply(names: &Names, world_dir: Option<PathBuf>) -> Result<Lab> {
     let plan = plan::plan(&files, Some(lab.nodes.len()), &lab.given, &mut new_uid)
         .context("the lab keeps its nodes; to change them, end it and make it anew")?;
     let old = std::mem::take(&mut lab.pods);
-    let wanted = describe_pods(names, &lab, &plan)?;
+    let mut wanted = describe_pods(names, &lab, &plan)?;
     let unchanged = unchanged_pods(&lab.given, &plan);
+    // Should a step fail, the lab is not what its state says: only `lab down` is left then.
+    Lab { phase: Phase::Starting, pods: old.clone(), ..lab.clone() }.save()?;
     for pod in old.iter().filter(|pod| !unchanged.contains(&pod.uid)) {
         say(format!("ending {}/{}", pod.namespace, pod.name));
         pods::remove(&lab, pod)?;
@@ -319,16 +322,18 @@ fn apply(names: &Names, world_dir: Option<PathBuf>) -> Result<Lab> {
     let new: Vec<&state::Pod> = wanted.iter().filter(|pod| !unchanged.contains(&pod.uid)).collect();
     pods::create(&lab, &new)?;
     write_world(&mut lab, &files, &plan)?;
-    for mut pod in wanted {
+    let mut starting = Vec::new();
+    for pod in &mut wanted {
         if unchanged.contains(&pod.uid) {
             pod.pid = old.iter().find(|old| old.uid == pod.uid).and_then(|old| old.pid);
         } else {
             say(format!("starting {}/{}", pod.namespace, pod.name));
-            pods::announce(&lab, &pod)?;
-            pods::start(&lab, &mut pod)?;
+            pods::announce(&lab, pod)?;
+            starting.push(pod);
         }
-        lab.pods.push(pod);
     }
+    pods::start(&lab, &mut starting)?;
+    lab.pods = wanted;
     lab.services = describe_services(&plan);
     lab.given = plan.given();
     lab.source = source;

@@ -62,11 +62,11 @@ fn main() -> ExitCode {
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::BuildEbpf => ebpf::run().map(|_| ExitCode::SUCCESS),
         Command::Build => build::run().map(|()| ExitCode::SUCCESS),
-        Command::Lab(command) => lab::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Lab(command) => lab::run(command),
         Command::App(command) => app::run(command),
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
-        Command::LabInit(options) => lab::exec::init(options).map(|()| ExitCode::SUCCESS),
+        Command::LabInit(options) => Ok(lab::exec::init(&options)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

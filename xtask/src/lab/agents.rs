@@ -17,7 +17,7 @@ use super::cgroup;
 use super::exec::Entry;
 use super::names::Names;
 use super::network;
-use super::pods::{sandbox_dir, spawn};
+use super::pods::{sandbox_dir, spawn, tail};
 use super::state::{Agent, Control, Lab, Node};
 use super::world::plan::fabric_ips;
 use crate::{build, clock, ebpf, shell};
@@ -27,9 +27,6 @@ const CA_PORT: u16 = 15012;
 
 /// How long a process may take to become ready.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How much of a log is shown when its process fails, in lines.
-const LOG_TAIL_LINES: usize = 40;
 
 /// A process of the mesh that was just started.
 struct Started {
@@ -184,12 +181,6 @@ pub fn is_ready(admin: SocketAddr) -> bool {
         Ok(head.ends_with(b" 200"))
     };
     ask().unwrap_or(false)
-}
-
-fn tail(log: &Path) -> String {
-    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
 fn mount_bpf() -> Result<()> {

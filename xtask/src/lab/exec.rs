@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -20,6 +20,10 @@ use serde::{Deserialize, Serialize};
 use super::names::Names;
 use super::state::{Lab, Pod};
 use crate::shell;
+
+/// The exit codes by which this program says that the command never ran, as container tools have them: 125 the lab failed,
+/// 126 the command cannot be run, 127 it is not there.
+pub const FAILURES: std::ops::RangeInclusive<i32> = 125..=127;
 
 /// `lab exec`.
 #[derive(Args)]
@@ -93,20 +97,28 @@ pub fn names_dir(run_dir: &Path, namespace: &str) -> PathBuf {
 }
 
 /// Runs `lab exec`; returns only on failure.
-pub fn run(options: Options) -> Result<()> {
-    let lab = Lab::load_up(&Names::new(&options.name)?)?;
-    let entry = pod_entry(&lab, lab.pod(&options.pod)?)?;
-    let mut command = prepare(&options.command)?;
-    enter(&entry, &mut command)?;
-    become_command(command)
+pub fn run(options: &Options) -> ExitCode {
+    let enter_pod = || {
+        let lab = Lab::load_up(&Names::new(&options.name)?)?;
+        let entry = pod_entry(&lab, lab.pod(&options.pod)?)?;
+        let mut command = prepare(&options.command)?;
+        enter(&entry, &mut command)?;
+        Ok(command)
+    };
+    become_command(enter_pod())
 }
 
 /// Runs `lab-init`; returns only on failure.
+pub fn init(options: &InitOptions) -> ExitCode {
+    become_command(enter_as_daemon(options))
+}
+
+/// Enters, with nothing of the caller left but output and errors.
 ///
 /// A socket on standard input is a listener for the command: it becomes descriptor 3, the first of systemd's socket
-/// activation (sd_listen_fds(3)). Every other descriptor but output and errors is closed: what this program's caller had
-/// open (a build lock, a test's pipe) must not live as long as the lab.
-pub fn init(options: InitOptions) -> Result<()> {
+/// activation (sd_listen_fds(3)). Every other descriptor is closed: what this program's caller had open (a build lock, a
+/// test's pipe) must not live as long as the lab.
+fn enter_as_daemon(options: &InitOptions) -> Result<Command> {
     let entry: Entry = serde_json::from_str(&options.entry).context("the entry is not readable")?;
     let mut command = prepare(&options.command)?;
     close_inherited()?;
@@ -121,7 +133,7 @@ pub fn init(options: InitOptions) -> Result<()> {
         command.current_dir("/");
     }
     enter(&entry, &mut command)?;
-    become_command(command)
+    Ok(command)
 }
 
 fn prepare(words: &[OsString]) -> Result<Command> {
@@ -176,10 +188,18 @@ fn see_names(pod: &PodEntry) -> Result<()> {
     Ok(())
 }
 
-fn become_command(mut command: Command) -> Result<()> {
+/// Replaces this program; what comes back is why it could not.
+fn become_command(command: Result<Command>) -> ExitCode {
+    let mut command = match command {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(125);
+        }
+    };
     let error = command.exec();
-    let program = command.get_program().to_string_lossy().into_owned();
-    bail!("cannot run {program}: {error}")
+    eprintln!("error: cannot run {}: {error}", command.get_program().to_string_lossy());
+    ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
 }
 
 fn close_inherited() -> Result<()> {

@@ -87,6 +87,13 @@ pub fn create_pods(pods: &[PodLink<'_>]) -> Result<()> {
     Ok(())
 }
 
+/// Removes a pod from its node. The link goes first: a namespace's own end of it lives on until the kernel gets to it, and
+/// the next pod at that address needs the name.
+pub fn remove_pod(pod: &PodLink<'_>) -> Result<()> {
+    batch(pod.node_netns, &format!("link del {}\n", port(pod)))?;
+    remove_namespaces([pod.netns])
+}
+
 /// Removes network namespaces; absent is fine. Their links go with them.
 pub fn remove_namespaces<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     for name in names {

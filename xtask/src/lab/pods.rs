@@ -3,15 +3,24 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::exec::{Entry, names_dir, pod_entry};
+use super::exec::{Entry, FAILURES, names_dir, pod_entry};
 use super::names::Names;
 use super::network::{self, PodLink};
 use super::state::{Lab, Node, Pod};
 use super::world::plan::{Plan, PlannedPod};
 use super::{cgroup, hosts};
+use crate::{clock, shell};
+
+/// How long a pod's command may take to listen on the ports that the pod declares.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much of a log is shown when its process fails, in lines.
+const LOG_TAIL_LINES: usize = 40;
 
 /// A planned pod's entry in the lab's state, before anything of it exists.
 pub fn describe(names: &Names, dir: &Path, node: &Node, planned: &PlannedPod) -> Pod {
@@ -36,6 +45,7 @@ pub fn describe(names: &Names, dir: &Path, node: &Node, planned: &PlannedPod) ->
         log: runs.then(|| dir.join("logs").join(format!("{file_stem}.log"))),
         command: planned.command.clone(),
         env: planned.env.clone(),
+        ports: planned.ports.clone(),
     }
 }
 
@@ -56,6 +66,16 @@ pub fn create(lab: &Lab, pods: &[&Pod]) -> Result<()> {
         }
     }
     if links.is_empty() { Ok(()) } else { network::create_pods(&links) }
+}
+
+/// A pod's place in the network; none for a pod on its node's own.
+fn link<'a>(lab: &'a Lab, pod: &'a Pod) -> Result<Option<PodLink<'a>>> {
+    let node = lab.node(&pod.node)?;
+    if pod.netns == node.netns {
+        return Ok(None);
+    }
+    let (netns, node_netns) = (netns_name(&pod.netns)?, netns_name(&node.netns)?);
+    Ok(Some(PodLink { netns, node_number: lab.node_number(&pod.node)?, node_netns, ips: &pod.ips }))
 }
 
 /// Writes the name files of every namespace. They are rewritten in place, since running pods see them through a bind mount.
@@ -84,21 +104,83 @@ pub fn announce(lab: &Lab, pod: &Pod) -> Result<()> {
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Starts a pod's command, if it has one.
-pub fn start(lab: &Lab, pod: &mut Pod) -> Result<()> {
-    let Some(log) = &pod.log else { return Ok(()) };
-    let child = spawn(&pod_entry(lab, pod)?, &pod.command, log, Stdio::null())
-        .with_context(|| format!("cannot start the pod {}/{}", pod.namespace, pod.name))?;
-    pod.pid = Some(child.id());
-    Ok(())
+/// Starts the commands of pods, and waits until each runs and listens on the ports that its pod declares.
+///
+/// # Errors
+/// When a command cannot be run. One that ends, or does not listen in time, is only told: both are states a pod can have.
+pub fn start(lab: &Lab, pods: &mut [&mut Pod]) -> Result<()> {
+    let mut started = Vec::new();
+    for pod in pods {
+        let Some(log) = &pod.log else { continue };
+        let child = spawn(&pod_entry(lab, pod)?, &pod.command, log, Stdio::null())
+            .with_context(|| format!("cannot start the pod {}/{}", pod.namespace, pod.name))?;
+        pod.pid = Some(child.id());
+        started.push((child, &**pod));
+    }
+    let deadline = clock::now() + START_PATIENCE;
+    started.iter_mut().try_for_each(|(child, pod)| wait_started(child, pod, deadline))
+}
+
+fn wait_started(child: &mut Child, pod: &Pod, deadline: Instant) -> Result<()> {
+    let (name, log) =
+        (format!("{}/{}", pod.namespace, pod.name), pod.log.as_deref().unwrap_or_else(|| Path::new("")));
+    loop {
+        let entered = !is_still_entering(child.id());
+        if let Some(status) = child.try_wait()? {
+            let end = tail(log);
+            let failed_to_enter = !entered && status.code().is_some_and(|code| FAILURES.contains(&code));
+            ensure!(!failed_to_enter, "the pod {name} cannot be started:\n{end}");
+            shell::say(format!("the pod {name} ended with {status}; see {}", log.display()));
+            return Ok(());
+        }
+        if entered && pod.ports.iter().all(|port| is_listening(child.id(), *port)) {
+            return Ok(());
+        }
+        if clock::now() > deadline {
+            shell::say(format!(
+                "the pod {name} does not listen on {:?} yet; see {}",
+                pod.ports,
+                log.display()
+            ));
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a process has not become the pod's command yet.
+fn is_still_entering(pid: u32) -> bool {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // A process that has just ended has no words any more: it never became the command, or it did and is gone.
+    words.is_empty() || words.split(|byte| *byte == 0).nth(1) == Some(b"lab-init")
+}
+
+/// Whether something listens on a TCP port in the network namespace of a process. Looking does not connect.
+fn is_listening(pid: u32, port: u16) -> bool {
+    let suffix = format!(":{port:04X}");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        text.lines().skip(1).any(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            // Local address, remote address, state; 0A is TCP_LISTEN (include/net/tcp_states.h).
+            fields.next().is_some_and(|local| local.ends_with(&suffix)) && fields.nth(1) == Some("0A")
+        })
+    })
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> String {
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
 /// Ends a pod and removes all of it.
 pub fn remove(lab: &Lab, pod: &Pod) -> Result<()> {
     cgroup::kill(&pod.cgroup)?;
     let _ = fs::remove_file(sandbox_file(&lab.dir, pod));
-    if pod.netns != lab.node(&pod.node)?.netns {
-        network::remove_namespaces([netns_name(&pod.netns)?])?;
+    if let Some(link) = link(lab, pod)? {
+        network::remove_pod(&link)?;
     }
     cgroup::remove(&pod.cgroup)
 }

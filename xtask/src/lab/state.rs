@@ -141,6 +141,8 @@ pub struct Pod {
     pub command: Vec<String>,
     /// Its environment.
     pub env: Vec<(String, String)>,
+    /// The TCP ports that it declares.
+    pub ports: Vec<u16>,
 }
 
 /// A service.

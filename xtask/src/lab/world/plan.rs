@@ -45,6 +45,8 @@ pub struct PlannedPod {
     pub command: Vec<String>,
     /// Its environment.
     pub env: Vec<(String, String)>,
+    /// The TCP ports that its first container declares.
+    pub ports: Vec<u16>,
     /// Changes with anything that makes it another pod.
     pub fingerprint: String,
 }
@@ -277,6 +279,7 @@ fn read_pod(document: &Document, namespace_enrolled: bool) -> Result<PlannedPod>
         labels: labels(at(value, &["metadata", "labels"])),
         command,
         env: environment(container, document)?,
+        ports: ports(container),
         fingerprint: String::new(),
     })
 }
@@ -291,6 +294,12 @@ fn strings(value: Option<&Value>, document: &Document, field: &str) -> Result<Ve
 fn labels(value: Option<&Value>) -> BTreeMap<String, String> {
     let pairs = value.and_then(Value::as_mapping).into_iter().flatten();
     pairs.filter_map(|(k, v)| Some((k.as_str()?.to_owned(), v.as_str()?.to_owned()))).collect()
+}
+
+fn ports(container: &Value) -> Vec<u16> {
+    let declared = container.get("ports").and_then(Value::as_sequence).into_iter().flatten();
+    let tcp = declared.filter(|port| text_at(port, &["protocol"]).is_none_or(|protocol| protocol == "TCP"));
+    tcp.filter_map(|port| u16::try_from(port.get("containerPort")?.as_u64()?).ok()).collect()
 }
 
 /// Environment as written; a `fieldRef` stands as `\0path` until the pod's addresses are known.
