@@ -23,6 +23,7 @@
 //! | 8 | cli | all |
 
 pub mod admin;
+pub mod balance;
 pub mod capture;
 pub mod config;
 pub mod control;
