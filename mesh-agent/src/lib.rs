@@ -27,6 +27,7 @@ pub mod balance;
 pub mod capture;
 pub mod config;
 pub mod control;
+pub mod discovery;
 pub mod identity;
 pub mod kernel;
 pub mod lifecycle;

@@ -80,6 +80,17 @@ pub struct ServicePort {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl ServicePort {
+    /// Endpoints of the dialled address's family. A dual-stack service lists each pod once per family, and a connection
+    /// cannot change family on the way (KEP-563).
+    pub fn endpoints_for(&self, dialled: IpAddr) -> &[Endpoint] {
+        // Sorted by address, and IPv4 sorts before IPv6.
+        let first_v6 = self.endpoints.partition_point(|endpoint| endpoint.address.is_ipv4());
+        let (v4, v6) = self.endpoints.split_at(first_v6);
+        if dialled.to_canonical().is_ipv4() { v4 } else { v6 }
+    }
+}
+
 /// One service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {

@@ -1,0 +1,242 @@
+//! Validated objects, by kind, namespace and name, whatever their source: what a source fills and `compile` reads.
+//!
+//! Validation looks at one object at a time ("parse, don't validate": what is kept is the facts that the mesh needs,
+//! already read). What depends on other objects is `compile`'s part.
+//!
+//! Reading order: this file, `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `policy`, `config`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::problem::{Fault, FieldPath};
+use crate::model;
+
+pub mod cluster;
+pub mod config;
+pub mod pod;
+pub mod policy;
+pub mod service;
+pub mod slice;
+
+/// The kinds that the mesh reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Node.
+    Node,
+    /// `v1` ServiceAccount.
+    ServiceAccount,
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `weft.dev/v1alpha1` MeshConfig.
+    MeshConfig,
+    /// `weft.dev/v1alpha1` AuthorizationPolicy.
+    AuthorizationPolicy,
+}
+
+impl Kind {
+    /// As written in `kind:`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::MeshConfig => "MeshConfig",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+        }
+    }
+
+    /// False for objects of the whole cluster.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node | Self::MeshConfig)
+    }
+}
+
+/// What names an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace; empty for objects of the whole cluster.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind.label(), self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind.label(), self.namespace, self.name)
+        }
+    }
+}
+
+impl Key {
+    /// Checks the names, which become parts of SPIFFE ids and metric labels. An absent namespace is `default`.
+    ///
+    /// # Errors
+    /// The fault names the field.
+    pub fn new(kind: Kind, namespace: Option<&str>, name: Option<&str>) -> Result<Self, Fault> {
+        let name_field = || FieldPath::of("metadata.name");
+        let name = name.ok_or_else(|| Fault::at(name_field(), "missing: every object needs a name"))?;
+        check_name(name, 253).map_err(|message| Fault::at(name_field(), message))?;
+        let namespace = if kind.is_namespaced() { namespace.unwrap_or("default") } else { "" };
+        if kind.is_namespaced() {
+            check_name(namespace, 63)
+                .map_err(|message| Fault::at(FieldPath::of("metadata.namespace"), message))?;
+        }
+        Ok(Self { kind, namespace: namespace.into(), name: name.into() })
+    }
+}
+
+/// RFC 1123 subdomain, as Kubernetes asks of names.
+pub(super) fn check_name(name: &str, len_max: usize) -> Result<(), String> {
+    let alphanumeric = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    let valid = bytes.len() <= len_max
+        && alphanumeric(bytes.first())
+        && alphanumeric(bytes.last())
+        && bytes.iter().all(|b| alphanumeric(Some(b)) || matches!(b, b'-' | b'.'));
+    if valid {
+        Ok(())
+    } else {
+        Err(format!(
+            "{name:?} is not a name: use up to {len_max} of a-z, 0-9, '-' and '.', no '-' or '.' at the ends"
+        ))
+    }
+}
+
+/// One validated object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// See [`cluster::Namespace`].
+    Namespace(cluster::Namespace),
+    /// See [`cluster::Node`].
+    Node(cluster::Node),
+    /// It exists, which is all that counts.
+    ServiceAccount,
+    /// See [`pod::Pod`].
+    Pod(Box<pod::Pod>),
+    /// See [`service::Service`].
+    Service(service::Service),
+    /// See [`slice::Slice`].
+    EndpointSlice(slice::Slice),
+    /// Settings of the mesh.
+    MeshConfig(model::MeshConfig),
+    /// There are settings, but they cannot be read: nobody is admitted by default.
+    UnusableMeshConfig,
+    /// `cluster_wide` is settled by `compile`, which knows the system namespace.
+    AuthorizationPolicy(Box<model::AuthorizationPolicy>),
+}
+
+/// An object and its place in the order in which conflicts are settled.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Lower is earlier; of two objects that cannot both be, the earlier wins. Must be the same on every node.
+    pub rank: u64,
+    /// The object.
+    pub object: Arc<Object>,
+}
+
+/// All objects.
+#[derive(Clone, Debug, Default)]
+pub struct Objects(BTreeMap<Key, Entry>);
+
+impl Objects {
+    /// Adds or replaces.
+    pub fn insert(&mut self, key: Key, rank: u64, object: Arc<Object>) {
+        self.0.insert(key, Entry { rank, object });
+    }
+
+    /// One object.
+    pub fn get(&self, key: &Key) -> Option<&Entry> {
+        self.0.get(key)
+    }
+
+    /// All objects of a kind, by namespace and name.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Entry)> {
+        let first = Key { kind, namespace: "".into(), name: "".into() };
+        self.0.range(first..).take_while(move |(key, _)| key.kind == kind)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Label of pods and namespaces that settles enrolment.
+pub const MESH_LABEL: &str = "weft.dev/mesh";
+
+/// Reads [`MESH_LABEL`]: a mistyped value must not read as "outside the mesh".
+fn mesh_label(metadata: &ObjectMeta) -> Result<Option<bool>, Fault> {
+    switch(metadata.labels.as_ref(), "labels", MESH_LABEL)
+}
+
+/// Reads a label that is `enabled` or `disabled`.
+fn switch(map: Option<&BTreeMap<String, String>>, map_name: &str, name: &str) -> Result<Option<bool>, Fault> {
+    match map.and_then(|map| map.get(name)).map(String::as_str) {
+        None => Ok(None),
+        Some("enabled") => Ok(Some(true)),
+        Some("disabled") => Ok(Some(false)),
+        Some(other) => Err(Fault::at(
+            FieldPath::of("metadata").key(map_name).key(name),
+            format!("{other:?} is not a setting: write enabled or disabled"),
+        )),
+    }
+}
+
+/// Reads a port number.
+fn port(number: i32, field: impl FnOnce() -> FieldPath) -> Result<u16, Fault> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(Fault::at(field(), format!("{number} is not a port: use 1 to 65535"))),
+    }
+}
+
+/// Reads an address, canonical.
+fn address(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpAddr, Fault> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => Ok(model::canonical_ip(ip)),
+        Err(_) => Err(Fault::at(field(), format!("{text:?} is not an IP address"))),
+    }
+}
+
+/// Transport protocol of a port; TCP unless written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP, which the mesh leaves alone.
+    Sctp,
+}
+
+fn protocol(text: Option<&str>, field: impl FnOnce() -> FieldPath) -> Result<Protocol, Fault> {
+    match text {
+        None | Some("TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => Err(Fault::at(field(), format!("{other:?} is not a protocol: use TCP, UDP or SCTP"))),
+    }
+}

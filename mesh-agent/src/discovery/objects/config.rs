@@ -1,0 +1,68 @@
+//! The `MeshConfig` object, read into the model.
+
+use std::time::Duration;
+
+use super::{Fault, FieldPath};
+use crate::discovery::duration;
+use crate::discovery::resources::{DefaultInboundSpec, MeshConfigSpec, Present, Switch};
+use crate::model::{DefaultInbound, MeshConfig};
+
+/// Validates; absent fields keep their defaults.
+///
+/// # Errors
+/// A value that cannot be read, or a field that is not supported yet.
+pub fn accept(spec: &MeshConfigSpec) -> Result<MeshConfig, Fault> {
+    refuse_unsupported(spec)?;
+    let mut config = MeshConfig::default();
+    if let Some(text) = &spec.trust_domain {
+        config.trust_domain =
+            text.parse().map_err(|error| Fault::at(FieldPath::of("spec.trustDomain"), format!("{error}")))?;
+    }
+    if let Some(name) = &spec.system_namespace {
+        super::check_name(name, 63)
+            .map_err(|message| Fault::at(FieldPath::of("spec.systemNamespace"), message))?;
+        config.system_namespace.clone_from(name);
+    }
+    if let Some(text) = spec.certificates.as_ref().and_then(|certificates| certificates.ttl.as_ref()) {
+        config.certificate_ttl = ttl(text)?;
+    }
+    if let Some(mode) = spec.default_inbound {
+        config.default_inbound = match mode {
+            DefaultInboundSpec::Permissive => DefaultInbound::Permissive,
+            DefaultInboundSpec::Authenticated => DefaultInbound::Authenticated,
+            DefaultInboundSpec::Deny => DefaultInbound::Deny,
+            DefaultInboundSpec::Audit => DefaultInbound::Audit,
+        };
+    }
+    if let Some(splice) = spec.fast_path.as_ref().and_then(|fast_path| fast_path.splice) {
+        config.splice = splice == Switch::Enabled;
+    }
+    Ok(config)
+}
+
+fn ttl(text: &str) -> Result<Duration, Fault> {
+    duration::parse(text).filter(|ttl| *ttl >= Duration::from_secs(1)).ok_or_else(|| {
+        Fault::at(
+            FieldPath::of("spec.certificates.ttl"),
+            format!("{text:?} is not a lifetime: write a duration of at least 1s, for example 24h or 1h30m"),
+        )
+    })
+}
+
+fn refuse_unsupported(spec: &MeshConfigSpec) -> Result<(), Fault> {
+    let certificates = spec.certificates.clone().unwrap_or_default();
+    let later: [(&str, Option<Present>); 8] = [
+        ("spec.trustBundles", spec.trust_bundles),
+        ("spec.ca", spec.ca),
+        ("spec.certificates.keyAlg", certificates.key_alg),
+        ("spec.certificates.pqMode", certificates.pq_mode),
+        ("spec.egressDefault", spec.egress_default),
+        ("spec.protocolDetection", spec.protocol_detection),
+        ("spec.telemetry", spec.telemetry),
+        ("spec.enrollment", spec.enrollment),
+    ];
+    match later.iter().find(|(_, present)| present.is_some()) {
+        Some((field, _)) => Err(Fault::at(FieldPath::of(field), "not supported yet")),
+        None => Ok(()),
+    }
+}

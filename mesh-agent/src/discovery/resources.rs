@@ -1,0 +1,299 @@
+//! Our own kinds as users write them (`weft.dev/v1alpha1`), before validation. Unknown fields are refused, since a
+//! mistyped field of a security object must not read as an absent one.
+//!
+//! Fields that RESOURCES lists for later are named here, so that the refusal can say "not supported yet".
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Who may connect to the selected pods.
+#[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[kube(group = "weft.dev", version = "v1alpha1", kind = "AuthorizationPolicy", namespaced)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationPolicySpec {
+    /// Pods that the policy speaks about; alternatives.
+    pub target_refs: Vec<TargetRef>,
+    /// What a matching rule does.
+    pub action: PolicyAction,
+    /// What the rules look at.
+    #[serde(default)]
+    pub enforcement_level: EnforcementLevel,
+    /// Alternatives. None: matches nothing, which for ALLOW refuses everybody.
+    #[serde(default)]
+    pub rules: Vec<RuleSpec>,
+}
+
+/// `spec.action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PolicyAction {
+    /// Admits.
+    Allow,
+    /// Refuses.
+    Deny,
+    /// Records.
+    Audit,
+}
+
+/// `spec.enforcementLevel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+pub enum EnforcementLevel {
+    /// Connections.
+    #[default]
+    Network,
+    /// Requests. Not supported yet.
+    Application,
+}
+
+/// `spec.targetRefs[]`: pods by label.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetRef {
+    /// API group of the kind; empty for Pod.
+    #[serde(default)]
+    pub group: String,
+    /// `Pod`.
+    pub kind: String,
+    /// Which pods; `{}` for all of the namespace.
+    pub selector: LabelSelector,
+}
+
+/// A label selector, strict about its fields.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelSelector {
+    /// Labels with their values.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+    /// Further requirements.
+    #[serde(default)]
+    pub match_expressions: Vec<LabelRequirement>,
+}
+
+/// `matchExpressions[]`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelRequirement {
+    /// Label.
+    pub key: String,
+    /// How it is compared.
+    pub operator: LabelOperator,
+    /// With what; empty for Exists and DoesNotExist.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// `matchExpressions[].operator`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum LabelOperator {
+    /// One of the values.
+    In,
+    /// None of the values, or absent.
+    NotIn,
+    /// Present.
+    Exists,
+    /// Absent.
+    DoesNotExist,
+}
+
+/// `spec.rules[]`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuleSpec {
+    /// Peers; absent: anybody, empty: nobody. `null` is refused, because it reads as neither.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<SourceSpec>>,
+    /// Properties of the connection.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub network_attributes: Option<NetworkAttributes>,
+    /// Properties of the request. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub http: Option<Present>,
+}
+
+/// `spec.rules[].networkAttributes`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkAttributes {
+    /// Ports of the pod; absent: every port, empty: none.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<u16>>,
+}
+
+/// `spec.rules[].sources[]`. Exactly the field that belongs to the type is set.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceSpec {
+    /// Which kind of source.
+    #[serde(rename = "type")]
+    pub kind: SourceType,
+    /// For `ServiceAccount`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ServiceAccountRef>,
+    /// For `SPIFFE`: an id; a trailing `*` matches any suffix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spiffe: Option<String>,
+    /// For `CIDR`: a range or a single address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cidr: Option<String>,
+    /// For `JWT`. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub issuer: Option<Present>,
+    /// For `JWT`. Not supported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub claims: Option<Present>,
+}
+
+/// `spec.rules[].sources[].type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SourceType {
+    /// A service account of the mesh.
+    ServiceAccount,
+    /// A SPIFFE id.
+    #[serde(rename = "SPIFFE")]
+    Spiffe,
+    /// The client's address.
+    #[serde(rename = "CIDR")]
+    Cidr,
+    /// Any verified identity.
+    AnyAuthenticated,
+    /// A token. Not supported yet.
+    #[serde(rename = "JWT")]
+    Jwt,
+}
+
+/// `spec.rules[].sources[].serviceAccount`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceAccountRef {
+    /// Namespace; absent: the policy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name, or `*` for every account of the namespace.
+    pub name: String,
+}
+
+/// Settings of the whole mesh.
+#[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[kube(group = "weft.dev", version = "v1alpha1", kind = "MeshConfig")]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MeshConfigSpec {
+    /// Trust domain of our own CA; `cluster.local` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
+    /// Namespace whose policies hold everywhere; `weft-system` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_namespace: Option<String>,
+    /// SVIDs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<CertificatesSpec>,
+    /// What happens where no ALLOW policy selects the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_inbound: Option<DefaultInboundSpec>,
+    /// Connections between pods of one node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fast_path: Option<FastPathSpec>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub trust_bundles: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub ca: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub egress_default: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub protocol_detection: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub telemetry: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub enrollment: Option<Present>,
+}
+
+/// `spec.certificates`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CertificatesSpec {
+    /// Lifetime of an SVID as a duration, for example `24h` or `90s` (GEP-2257); `24h` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub key_alg: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub pq_mode: Option<Present>,
+}
+
+/// `spec.defaultInbound`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum DefaultInboundSpec {
+    /// Everybody.
+    Permissive,
+    /// Verified identities.
+    Authenticated,
+    /// Nobody.
+    Deny,
+    /// Everybody, and clients without an identity are recorded.
+    Audit,
+}
+
+/// `spec.fastPath`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FastPathSpec {
+    /// Joining sockets in the kernel; `Enabled` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub splice: Option<Switch>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Switch {
+    /// On.
+    Enabled,
+    /// Off.
+    Disabled,
+}
+
+/// A field whose presence is all that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Present;
+
+impl<'de> Deserialize<'de> for Present {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde::de::IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+impl Serialize for Present {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("present")
+    }
+}
+
+/// An absent field is `None`; one that is written as `null` is an error.
+fn not_null<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
