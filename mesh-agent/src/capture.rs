@@ -3,7 +3,23 @@
 //! Layer 4, stations 2 and 9 of the walk. It turns the registry into kernel maps, opens listeners inside pods'
 //! network namespaces, and answers the proxy's three questions: which pod is this, where did its socket want to go, and
 //! open me a socket in that pod. It never reads a byte of a connection.
+//!
+//! Reading order: [`sandbox`] (where pods run), [`enrol`] (catching one), [`compile`] (what the kernel must know),
+//! [`tables`] (telling it), [`keeper`] (the task that keeps all this true), [`flows`] and [`habit`] (connections that
+//! never pass the agent), [`origins`] (the proxy's questions).
 #![forbid(unsafe_code)]
+
+pub mod compile;
+pub mod enrol;
+pub mod flows;
+pub mod habit;
+pub mod keeper;
+pub mod origins;
+pub mod sandbox;
+pub mod tables;
+
+pub use keeper::{Capture, Handles, Settings, start};
+pub use origins::KernelOrigins;
 
 use std::io;
 use std::net::SocketAddr;

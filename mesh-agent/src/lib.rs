@@ -14,7 +14,7 @@
 //! | 3 | identity | model, telemetry, lifecycle |
 //! | 3 | discovery | model, telemetry, lifecycle, registry, policy |
 //! | 3 | kernel | model, telemetry, lifecycle |
-//! | 4 | capture | model, telemetry, lifecycle, registry, policy, kernel |
+//! | 4 | capture | model, telemetry, lifecycle, registry, policy, balance, kernel |
 //! | 5 | proxy | model, telemetry, lifecycle, registry, policy, balance, identity, capture |
 //! | 6 | control | model, telemetry, lifecycle, registry, policy, identity, discovery |
 //! | 6 | admin | model, telemetry, lifecycle, registry, policy, identity, kernel, capture, proxy |

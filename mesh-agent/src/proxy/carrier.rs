@@ -12,7 +12,9 @@ use tokio::net::TcpStream;
 use super::tls::record::{HEADER_BYTES as TLS_HEADER_BYTES, TRAILER_BYTES};
 use super::tls::{self, Established, Opened, Tls};
 use super::tunnel::codec::{self, HEADER_BYTES, PAYLOAD_BYTES_MAX};
-use super::tunnel::{Decoder, Disposition, Event, Kind, Malformed, Open, ResetReason, Role, Session, Violation};
+use super::tunnel::{
+    Decoder, Disposition, Event, Kind, Malformed, Open, ResetReason, Role, Session, Violation,
+};
 
 /// Bytes of one full frame as a TLS record: records of a bulk transfer lie back to back in the send buffer.
 pub const SLOT_BYTES: usize = PAYLOAD_AT + PAYLOAD_BYTES_MAX + TRAILER_BYTES;
@@ -144,7 +146,8 @@ impl Carrier {
     /// True while nothing says that the tunnel is unusable: clean, and no byte or end of stream is waiting. Costs no
     /// system call on a quiet socket.
     pub fn looks_alive(&self) -> bool {
-        let quiet = matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        let quiet =
+            matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         quiet && self.tail.is_empty() && self.plaintext.is_empty() && !self.closed_on_purpose
     }
 
@@ -324,7 +327,13 @@ impl Carrier {
     ///
     /// # Errors
     /// Sealing or the socket failed.
-    pub fn send_slots(&mut self, send: &mut [u8], payload_bytes: usize, fin: bool, done: bool) -> Result<(), Error> {
+    pub fn send_slots(
+        &mut self,
+        send: &mut [u8],
+        payload_bytes: usize,
+        fin: bool,
+        done: bool,
+    ) -> Result<(), Error> {
         self.tls.update_key_if_due(&mut self.unsent)?;
         let mut at = 0;
         let mut left_bytes = payload_bytes;
@@ -350,7 +359,13 @@ impl Carrier {
     }
 
     /// Seals the record that begins at `at`: `head`, then `payload_bytes` that lie behind it already.
-    fn seal_at(&mut self, send: &mut [u8], at: usize, head: &[u8], payload_bytes: usize) -> Result<usize, Error> {
+    fn seal_at(
+        &mut self,
+        send: &mut [u8],
+        at: usize,
+        head: &[u8],
+        payload_bytes: usize,
+    ) -> Result<usize, Error> {
         let head_at = at + TLS_HEADER_BYTES;
         send[head_at..head_at + head.len()].copy_from_slice(head);
         let end = head_at + head.len() + payload_bytes + TRAILER_BYTES;
@@ -412,8 +427,11 @@ pub fn read_into_slots(stream: &TcpStream, send: &mut [u8], slots: usize) -> io:
         stream.try_read(&mut send[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_BYTES_MAX])?
     } else {
         let mut places = send.chunks_exact_mut(SLOT_BYTES);
-        let mut place =
-            || io::IoSliceMut::new(places.next().map_or(&mut [], |slot| &mut slot[PAYLOAD_AT..][..PAYLOAD_BYTES_MAX]));
+        let mut place = || {
+            io::IoSliceMut::new(
+                places.next().map_or(&mut [], |slot| &mut slot[PAYLOAD_AT..][..PAYLOAD_BYTES_MAX]),
+            )
+        };
         let mut vector: [_; SLOTS_MAX] = std::array::from_fn(|_| place());
         stream.try_read_vectored(&mut vector[..slots])?
     };

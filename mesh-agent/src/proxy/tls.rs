@@ -106,7 +106,11 @@ pub async fn connect(
 ///
 /// # Errors
 /// See [`Error`]; dropping the future leaves a socket that is good for nothing but closing.
-pub async fn accept(stream: &TcpStream, config: Arc<ServerConfig>, alpn: &[u8]) -> Result<Established, Error> {
+pub async fn accept(
+    stream: &TcpStream,
+    config: Arc<ServerConfig>,
+    alpn: &[u8],
+) -> Result<Established, Error> {
     let mut connection = UnbufferedServerConnection::new(config).map_err(Error::Handshake)?;
     let flights = shake_hands(&mut connection, stream, true).await?;
     require(connection.alpn_protocol() == Some(alpn), Error::Protocol)?;

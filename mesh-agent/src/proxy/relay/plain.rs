@@ -25,7 +25,8 @@ pub async fn plain(
     scratch: &RefCell<Scratch>,
 ) -> Outcome {
     let mut up = Way { from: app, to: peer, pending, pending_at: 0, ended: app_ended, shut: false, bytes: 0 };
-    let mut down = Way { from: peer, to: app, pending: Vec::new(), pending_at: 0, ended: false, shut: false, bytes: 0 };
+    let mut down =
+        Way { from: peer, to: app, pending: Vec::new(), pending_at: 0, ended: false, shut: false, bytes: 0 };
     let outcome = poll_fn(|context| {
         if let Some(ending) = close.poll(context) {
             return Poll::Ready(Outcome::Told(ending));
@@ -108,7 +109,9 @@ impl Way<'_> {
                     moved += read;
                     self.write(&buffer[..read])?;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((Wait::Readable, moved)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok((Wait::Readable, moved));
+                }
                 Err(_reset) => return Err(Fault::From),
             }
         }

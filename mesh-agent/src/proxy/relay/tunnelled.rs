@@ -105,7 +105,12 @@ struct Relay<'a> {
 type Step = Result<(Wait, usize), Outcome>;
 
 impl Relay<'_> {
-    fn poll(&mut self, context: &mut Context<'_>, close: &CloseSignal, scratch: &RefCell<Scratch>) -> Poll<Outcome> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        close: &CloseSignal,
+        scratch: &RefCell<Scratch>,
+    ) -> Poll<Outcome> {
         if let Some(ending) = close.poll(context) {
             return Poll::Ready(Outcome::Told(ending));
         }
@@ -135,8 +140,7 @@ impl Relay<'_> {
     fn again(&self, context: &mut Context<'_>, up: Wait, down: Wait) -> bool {
         let tunnel = self.carrier.stream();
         let app_readable = up == Wait::Readable && self.app.poll_read_ready(context).is_ready();
-        let tunnel_writable =
-            self.carrier.has_unsent() && tunnel.poll_write_ready(context).is_ready();
+        let tunnel_writable = self.carrier.has_unsent() && tunnel.poll_write_ready(context).is_ready();
         let tunnel_readable = down == Wait::Readable && tunnel.poll_read_ready(context).is_ready();
         let app_writable = down == Wait::Writable && self.app.poll_write_ready(context).is_ready();
         app_readable || tunnel_writable || tunnel_readable || app_writable
@@ -154,7 +158,9 @@ impl Relay<'_> {
             }
             let read = match read_into_slots(self.app, send, self.slots) {
                 Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((Wait::Readable, moved)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok((Wait::Readable, moved));
+                }
                 Err(_reset) => return Err(Outcome::AppReset),
             };
             self.first.add(slots_of(send, read.bytes), read.end);
@@ -179,7 +185,14 @@ impl Relay<'_> {
             if !self.write_pending()? {
                 return Ok((Wait::Writable, moved));
             }
-            let mut sink = AppSink { app: self.app, slices: [IoSlice::new(&[]); SINK_SLICES], len: 0, pending: &mut self.pending, failed: false, bytes: 0 };
+            let mut sink = AppSink {
+                app: self.app,
+                slices: [IoSlice::new(&[]); SINK_SLICES],
+                len: 0,
+                pending: &mut self.pending,
+                failed: false,
+                bytes: 0,
+            };
             let (mut fin, mut reset, mut refused) = (false, None, false);
             let received = self.carrier.receive(receive, &mut |event| {
                 match event {

@@ -4,7 +4,9 @@
 //! direction. Here a record is sealed where it was read and opened where it arrived, with the traffic keys that rustls
 //! hands out (`rustls::kernel`). No I/O.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use rustls::ConnectionTrafficSecrets;
 
 use super::Error;
@@ -98,8 +100,10 @@ impl Key {
         let (head, body) = record.split_at_mut(HEADER_BYTES);
         let header: [u8; HEADER_BYTES] = (&*head).try_into().map_err(|_length| Error::BadRecord)?;
         let nonce = self.nonce();
-        let inner =
-            self.aead.open_in_place(nonce, Aad::from(header), body).map_err(|_unspecified| Error::BadRecord)?;
+        let inner = self
+            .aead
+            .open_in_place(nonce, Aad::from(header), body)
+            .map_err(|_unspecified| Error::BadRecord)?;
         // Padding is zeroes behind the content type (RFC 8446 section 5.4); a record of zeroes alone is malformed.
         let end = inner.iter().rposition(|byte| *byte != 0).ok_or(Error::BadRecord)?;
         let content = match inner[end] {

@@ -200,8 +200,16 @@ mod tests {
     #[test]
     fn orderly_close_makes_the_tunnel_clean_and_reusable() {
         use Kind::*;
-        let once =
-            [('>', Open), ('>', Data), ('<', Data), ('>', Fin), ('<', Data), ('<', Fin), ('<', Done), ('>', Done)];
+        let once = [
+            ('>', Open),
+            ('>', Data),
+            ('<', Data),
+            ('>', Fin),
+            ('<', Data),
+            ('<', Fin),
+            ('<', Done),
+            ('>', Done),
+        ];
         assert_eq!(run(&once), Ok((State::Idle, State::Idle)));
         let twice = [once, once].concat();
         assert_eq!(run(&twice), Ok((State::Idle, State::Idle)));
@@ -230,7 +238,10 @@ mod tests {
             run(&[('>', Open), ('<', Reset), ('<', Done), ('>', Done), ('>', Open)]),
             Ok((State::Open, State::Open))
         );
-        assert_eq!(run(&[('>', Open), ('>', Reset), ('<', Done), ('>', Done)]), Ok((State::Idle, State::Idle)));
+        assert_eq!(
+            run(&[('>', Open), ('>', Reset), ('<', Done), ('>', Done)]),
+            Ok((State::Idle, State::Idle))
+        );
     }
 
     #[test]
@@ -254,11 +265,26 @@ mod tests {
             (&[('<', Resume)], Violation::Role(Resume)),
             (&[('>', Data)], Violation::State { kind: Data, state: State::Idle }),
             (&[('>', Open), ('>', Open)], Violation::State { kind: Open, state: State::Open }),
-            (&[('>', Open), ('>', Fin), ('>', Data)], Violation::State { kind: Data, state: State::HalfClosedLocal }),
-            (&[('>', Open), ('>', Fin), ('>', Done)], Violation::State { kind: Done, state: State::HalfClosedLocal }),
-            (&[('>', Open), ('>', Reset), ('>', Reset)], Violation::State { kind: Reset, state: State::Reset }),
-            (&[('>', Open), ('>', Reset), ('>', Done), ('>', Open)], Violation::State { kind: Open, state: State::Reset }),
-            (&[('>', Open), ('>', Reset), ('>', Done), ('>', Data)], Violation::State { kind: Data, state: State::Reset }),
+            (
+                &[('>', Open), ('>', Fin), ('>', Data)],
+                Violation::State { kind: Data, state: State::HalfClosedLocal },
+            ),
+            (
+                &[('>', Open), ('>', Fin), ('>', Done)],
+                Violation::State { kind: Done, state: State::HalfClosedLocal },
+            ),
+            (
+                &[('>', Open), ('>', Reset), ('>', Reset)],
+                Violation::State { kind: Reset, state: State::Reset },
+            ),
+            (
+                &[('>', Open), ('>', Reset), ('>', Done), ('>', Open)],
+                Violation::State { kind: Open, state: State::Reset },
+            ),
+            (
+                &[('>', Open), ('>', Reset), ('>', Done), ('>', Data)],
+                Violation::State { kind: Data, state: State::Reset },
+            ),
         ];
         for (frames, violation) in table {
             assert_eq!(run(frames), Err(violation), "{frames:?}");

@@ -66,12 +66,14 @@ fn decode(pieces: &[&[u8]]) -> Result<(Vec<Frame>, bool), Malformed> {
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {
-    let position = (any::<[u8; 16]>(), any::<u64>(), any::<u64>())
-        .prop_map(|(stream_id, sent_bytes, received_bytes)| Position { stream_id, sent_bytes, received_bytes });
+    let position = (any::<[u8; 16]>(), any::<u64>(), any::<u64>()).prop_map(
+        |(stream_id, sent_bytes, received_bytes)| Position { stream_id, sent_bytes, received_bytes },
+    );
     prop_oneof![
         prop::collection::vec(any::<u8>(), 1..600).prop_map(Frame::Data),
         Just(Frame::Data(vec![5; PAYLOAD_BYTES_MAX])),
-        (any::<u16>(), any::<bool>()).prop_map(|(port, trace)| Frame::Control(Event::Open(Box::new(open(port, trace))))),
+        (any::<u16>(), any::<bool>())
+            .prop_map(|(port, trace)| Frame::Control(Event::Open(Box::new(open(port, trace))))),
         Just(Frame::Control(Event::Fin)),
         Just(Frame::Control(Event::Done)),
         (1u32..40, "[a-zé]{0,60}").prop_map(|(code, text)| {

@@ -1,0 +1,318 @@
+//! Connections that never pass the agent: told about, evicted from the sockmap, and closed when policy turns on them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_common::{Event, FlowKey, action, event, pair, reason};
+
+use super::compile::{Numbers, decider, owner};
+use super::habit::{Habits, PortKey, Seen};
+use crate::kernel::{Maps, Netns, destroy};
+use crate::lifecycle::clock;
+use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, ServiceName, SpiffeId, Workload};
+use crate::policy::{Facts, Policies};
+use crate::registry::{Destination, Registry};
+use crate::telemetry::{
+    AccessRecord, ConnectionLabels, ConnectionMetrics, DestinationRecord, Reporter, SourceRecord, Telemetry,
+};
+
+/// What is needed to speak about kernel-side connections.
+#[derive(Debug)]
+pub struct Flows {
+    maps: Arc<Maps>,
+    registry: Registry,
+    policies: Policies,
+    telemetry: Telemetry,
+    /// Cookies of pairs that policy closed, with the policy; their closing event follows.
+    revoked: HashMap<u64, Arc<str>>,
+    /// Resolved metric handles; emptied when the registry changes.
+    metrics: HashMap<MetricKey, Arc<ConnectionMetrics>>,
+    metrics_version: u64,
+}
+
+type MetricKey = (u32, u32, [u8; 16], u16, Path, Reporter);
+
+struct Ends {
+    source: Option<Arc<Workload>>,
+    destination: Option<Arc<Workload>>,
+    service: Option<ServiceName>,
+}
+
+impl Flows {
+    /// Puts together.
+    pub fn new(maps: Arc<Maps>, registry: Registry, policies: Policies, telemetry: Telemetry) -> Self {
+        Self {
+            maps,
+            registry,
+            policies,
+            telemetry,
+            revoked: HashMap::new(),
+            metrics: HashMap::new(),
+            metrics_version: 0,
+        }
+    }
+
+    /// Takes in one event. True when a port's habit changed, so that verdicts must be compiled anew.
+    pub fn take(&mut self, event: &Event, numbers: &Numbers, habits: &mut Habits) -> bool {
+        self.telemetry.kernel_event(kind_label(event.kind));
+        match event.kind {
+            event::OPENED => self.opened(event),
+            event::CLOSED | event::FAILED => return self.closed(event, habits),
+            event::DENIED => self.denied(event, numbers),
+            event::EVICT => self.evict(event.cookie),
+            event::UNKNOWN_NETNS => tracing::warn!(
+                netns_cookie = event.netns,
+                dialled = %address(event.dialled, event.dialled_port),
+                "refused a connection from a network namespace that nobody has announced"
+            ),
+            _ => {}
+        }
+        false
+    }
+
+    fn evict(&self, cookie: u64) {
+        if let Err(error) = self.maps.sockets.remove(&cookie) {
+            tracing::warn!(%error, "cannot take a demoted socket out of the sockmap");
+        }
+    }
+
+    fn opened(&mut self, event: &Event) {
+        let ends = self.ends(event);
+        for reporter in [Reporter::Source, Reporter::Destination] {
+            self.metrics(event, &ends, reporter).opened();
+        }
+        if let (Some(source), Some(destination)) = (&ends.source, &ends.destination) {
+            let facts = Facts {
+                identity: Some(&source.identity),
+                client: event_client(event).ip(),
+                destination,
+                port: event.tuple.server_port,
+            };
+            if let Ok(permit) = self.policies.current().evaluate(&facts) {
+                for policy in permit.audits() {
+                    tracing::info!(%policy, source = %source.name, destination = %destination.name, "audit");
+                }
+            }
+        }
+    }
+
+    fn closed(&mut self, event: &Event, habits: &mut Habits) -> bool {
+        let ends = self.ends(event);
+        let now_ns = event.at_ns;
+        let duration = match event.opened_ns {
+            0 => Duration::ZERO,
+            opened => Duration::from_nanos(now_ns.saturating_sub(opened)),
+        };
+        let revoked = self.revoked.remove(&event.cookie);
+        let failed = event.kind == event::FAILED;
+        let ending = match (&revoked, failed) {
+            (Some(_), _) => Ending::PolicyRevoked,
+            (None, true) => Ending::ConnectRefused,
+            (None, false) => Ending::Closed,
+        };
+        if !failed {
+            for reporter in [Reporter::Source, Reporter::Destination] {
+                let metrics = self.metrics(event, &ends, reporter);
+                metrics.closed(ending, event.bytes_sent, event.bytes_received, duration);
+            }
+        }
+        self.record(event, &ends, ending, revoked, duration);
+        let Some(destination) = ends.destination.filter(|_| event.action == action::SPLICE && !failed) else {
+            return false;
+        };
+        let seen = Seen {
+            sends: event.sends,
+            bytes: event.bytes_sent + event.bytes_received,
+            demoted: event.pair_state == pair::DEMOTED,
+        };
+        habits.note(PortKey { owner: owner(&destination), port: event.tuple.server_port }, seen, clock::now())
+    }
+
+    fn denied(&mut self, event: &Event, numbers: &Numbers) {
+        let snapshot = self.registry.snapshot();
+        let by_number = |number: u32| {
+            let uid = numbers.name(number)?;
+            snapshot.workload(&crate::model::WorkloadUid(uid.into())).cloned()
+        };
+        let dialled = OriginalDst::new(address(event.dialled, event.dialled_port));
+        let service = match snapshot.resolve(dialled) {
+            Destination::Service(service, _) => Some(service.name.clone()),
+            Destination::Workload(_) | Destination::External => None,
+        };
+        let ends =
+            Ends { source: by_number(event.source), destination: by_number(event.destination), service };
+        let reason: Arc<str> = match event.reason {
+            reason::POLICY => numbers.name(event.policy).unwrap_or("policy").into(),
+            other => usize::try_from(other)
+                .ok()
+                .and_then(|index| reason::LABELS.get(index))
+                .copied()
+                .unwrap_or("unknown")
+                .into(),
+        };
+        self.metrics(event, &ends, Reporter::Source).denied(&reason);
+        let ending = match event.reason {
+            reason::POLICY => Ending::PolicyDenied,
+            reason::NO_ENDPOINT => Ending::NoEndpoint,
+            reason::AGENT_DOWN => Ending::Shutdown,
+            _ => Ending::Exhausted,
+        };
+        tracing::info!(
+            source = ends.source.as_ref().map(|w| w.name.to_string()),
+            destination = ends.destination.as_ref().map(|w| w.name.to_string()),
+            %dialled,
+            reason = &*reason,
+            "connection refused"
+        );
+        self.record(event, &ends, ending, Some(reason), Duration::ZERO);
+    }
+
+    /// The two pods by address: numbers of an earlier agent's entries mean nothing here, addresses do.
+    fn ends(&self, event: &Event) -> Ends {
+        let snapshot = self.registry.snapshot();
+        let service = match snapshot.resolve(OriginalDst::new(address(event.dialled, event.dialled_port))) {
+            Destination::Service(service, _) => Some(service.name.clone()),
+            Destination::Workload(_) | Destination::External => None,
+        };
+        Ends {
+            source: snapshot.workload_by_ip(event.tuple.client.into()).cloned(),
+            destination: snapshot.workload_by_ip(event.tuple.server.into()).cloned(),
+            service,
+        }
+    }
+
+    fn metrics(&mut self, event: &Event, ends: &Ends, reporter: Reporter) -> Arc<ConnectionMetrics> {
+        let version = self.registry.snapshot().version;
+        if version != self.metrics_version {
+            self.metrics.clear();
+            self.metrics_version = version;
+        }
+        let path = path(event.action);
+        let key =
+            (event.source, event.destination, event.dialled.bytes_be, event.dialled_port, path, reporter);
+        let telemetry = &self.telemetry;
+        let resolve = || {
+            telemetry.connection_metrics(&ConnectionLabels::new(
+                reporter,
+                path,
+                ends.source.as_deref(),
+                ends.destination.as_deref(),
+                ends.service.as_ref(),
+            ))
+        };
+        self.metrics.entry(key).or_insert_with(resolve).clone()
+    }
+
+    fn record(
+        &self,
+        event: &Event,
+        ends: &Ends,
+        ending: Ending,
+        reason: Option<Arc<str>>,
+        duration: Duration,
+    ) {
+        if !self.telemetry.records_connections() {
+            return;
+        }
+        let identity = |workload: &Option<Arc<Workload>>| -> Option<SpiffeId> {
+            workload.as_ref().map(|workload| workload.identity.clone())
+        };
+        let endpoint = address(event.tuple.server, event.tuple.server_port);
+        self.telemetry.record(AccessRecord {
+            time: clock::wall().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            duration,
+            reporter: Reporter::Source,
+            path: path(event.action),
+            source: SourceRecord::new(ends.source.as_deref(), event_client(event), identity(&ends.source)),
+            destination: DestinationRecord::new(
+                ends.destination.as_deref(),
+                ends.service.as_ref(),
+                Some(OriginalDst::new(address(event.dialled, event.dialled_port))),
+                (endpoint.port() != 0).then(|| EndpointAddr::new(endpoint)),
+                identity(&ends.destination),
+            ),
+            bytes_sent: event.bytes_sent,
+            bytes_received: event.bytes_received,
+            ending,
+            reason,
+            tls: None,
+        });
+    }
+
+    /// Judges every open kernel-side connection again and closes those that policy now refuses. `netns` tells the
+    /// namespace behind a cookie.
+    pub fn judge_again(&mut self, netns: &HashMap<u64, Netns>) {
+        let snapshot = self.registry.snapshot();
+        let policies = self.policies.current();
+        let Ok(cookies) = self.maps.pairs.keys() else { return };
+        let open: HashSet<u64> = cookies.iter().copied().collect();
+        self.revoked.retain(|cookie, _| open.contains(cookie));
+        for cookie in cookies {
+            let Ok(Some(pair)) = self.maps.pairs.get(&cookie) else { continue };
+            let verdict = match (
+                snapshot.workload_by_ip(pair.tuple.client.into()),
+                snapshot.workload_by_ip(pair.tuple.server.into()),
+            ) {
+                (Some(source), Some(destination)) => policies
+                    .evaluate(&Facts {
+                        identity: Some(&source.identity),
+                        client: pair.tuple.client.into(),
+                        destination,
+                        port: pair.tuple.server_port,
+                    })
+                    .map_err(|refusal| decider(&refusal)),
+                // A pod that the mesh no longer knows: its connections end with it.
+                _ => continue,
+            };
+            let Err(policy) = verdict else { continue };
+            tracing::info!(%policy, client = %address(pair.tuple.client, pair.tuple.client_port),
+                server = %address(pair.tuple.server, pair.tuple.server_port), "closing a connection that policy turned against");
+            self.revoked.insert(cookie, policy.into());
+            close(&pair.tuple, netns);
+        }
+    }
+}
+
+/// Closes both ends, wherever their namespaces are.
+fn close(tuple: &FlowKey, netns: &HashMap<u64, Netns>) {
+    let client = address(tuple.client, tuple.client_port);
+    let server = address(tuple.server, tuple.server_port);
+    for netns in netns.values() {
+        for (local, remote) in [(client, server), (server, client)] {
+            if let Err(error) = destroy::destroy_tcp(netns, local, remote) {
+                tracing::warn!(%error, %local, %remote, "cannot close a socket");
+            }
+        }
+    }
+}
+
+fn address(address: mesh_common::Address, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
+}
+
+fn event_client(event: &Event) -> ClientAddr {
+    ClientAddr::new(address(event.tuple.client, event.tuple.client_port))
+}
+
+fn path(action: u32) -> Path {
+    match action {
+        action::SPLICE => Path::Splice,
+        action::DIRECT => Path::Direct,
+        _ => Path::Plain,
+    }
+}
+
+fn kind_label(kind: u32) -> &'static str {
+    match kind {
+        event::OPENED => "opened",
+        event::CLOSED => "closed",
+        event::DENIED => "denied",
+        event::DEMOTED => "demoted",
+        event::EVICT => "evict",
+        event::UNKNOWN_NETNS => "unknown_netns",
+        event::FAILED => "failed",
+        _ => "unknown",
+    }
+}

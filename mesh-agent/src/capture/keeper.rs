@@ -1,0 +1,424 @@
+//! The task that keeps the kernel's view true: pods are caught and let go, tables follow registry and policy, events
+//! are taken in, sockets that policy turns against are closed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use notify::Watcher as _;
+use tokio::sync::mpsc;
+
+use super::compile::{self, Caught, Inputs, Numbers};
+use super::enrol::{self, Opened};
+use super::flows::Flows;
+use super::habit::Habits;
+use super::sandbox::{self, Sandbox};
+use super::tables::Applied;
+use super::{ListenerChange, Pod};
+use crate::kernel::events::Events;
+use crate::kernel::{Error, Kernel, Maps, Netns, load};
+use crate::lifecycle::{Block, Shutdown, clock, tasks};
+use crate::model::{SpiffeId, Workload, WorkloadUid};
+use crate::policy::Policies;
+use crate::registry::{Registry, Snapshot};
+use crate::telemetry::Telemetry;
+use mesh_common::{PODS_MAX, WORKERS_MAX};
+
+/// How often the programs get a sign of life. Well below the age that counts as "away" (1 s by default).
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
+/// How often sandboxes are looked at without a hint, and failed pods are tried again.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// What the room needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name, as in `Pod.spec.nodeName`.
+    pub node: Arc<str>,
+    /// Directory of sandbox files (see [`sandbox`]).
+    pub sandbox_dir: PathBuf,
+    /// Service addresses are resolved for every pod below the control group, meshed or not (a node without kube-proxy).
+    pub all_services: bool,
+    /// The fast path may be used: probes passed and no switch is against it.
+    pub splice: bool,
+}
+
+/// What capture reads from and speaks to.
+#[expect(missing_debug_implementations, reason = "holds a closure")]
+pub struct Handles {
+    /// The mesh.
+    pub registry: Registry,
+    /// Its policies.
+    pub policies: Policies,
+    /// Metrics and records.
+    pub telemetry: Telemetry,
+    /// One per worker.
+    pub workers: Vec<mpsc::UnboundedSender<ListenerChange>>,
+    /// Told which identities this node needs, whenever that changes.
+    pub wanted_identities: Box<dyn Fn(HashSet<SpiffeId>) + Send>,
+}
+
+/// Read handle for the admin room. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    state: Arc<ArcSwap<State>>,
+}
+
+/// What is caught, and what could not be.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Caught pods.
+    pub pods: Vec<(Arc<Pod>, Caught)>,
+    /// Complaints, by pod or sandbox file.
+    pub problems: Vec<String>,
+}
+
+impl Capture {
+    /// The newest state.
+    pub fn state(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+}
+
+/// Starts the keeper on the current runtime, and the heartbeat on a thread of its own. The kernel object must be loaded
+/// and attached to the control group already. `block` is let go once every sandbox that is there has been looked at and
+/// the tables are written.
+///
+/// # Errors
+/// The event ring or the first heartbeat cannot be set up.
+pub fn start(
+    settings: Settings,
+    mut kernel: Kernel,
+    handles: Handles,
+    block: Block,
+    shutdown: Shutdown,
+) -> Result<Capture, Error> {
+    let events = Events::new(kernel.take_events()?)?;
+    let state = Arc::new(ArcSwap::from_pointee(State::default()));
+    let capture = Capture { state: state.clone() };
+    let numbers = Numbers::new(kernel.generation());
+    let flows = Flows::new(
+        kernel.maps().clone(),
+        handles.registry.clone(),
+        handles.policies.clone(),
+        handles.telemetry.clone(),
+    );
+    let keeper = Keeper {
+        settings,
+        kernel,
+        handles,
+        numbers,
+        habits: Habits::default(),
+        applied: Applied::default(),
+        flows,
+        pods: BTreeMap::new(),
+        state,
+    };
+    tasks::spawn("capture", keeper.run(events, block, shutdown));
+    Ok(capture)
+}
+
+struct Kept {
+    pod: Arc<Pod>,
+    netns: Netns,
+    caught: Caught,
+    sandbox: Sandbox,
+}
+
+struct Keeper {
+    settings: Settings,
+    kernel: Kernel,
+    handles: Handles,
+    numbers: Numbers,
+    habits: Habits,
+    applied: Applied,
+    flows: Flows,
+    pods: BTreeMap<WorkloadUid, Kept>,
+    state: Arc<ArcSwap<State>>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut events: Events, block: Block, shutdown: Shutdown) {
+        let (hint, mut hints) = mpsc::unbounded_channel();
+        let _watcher = watch(&self.settings.sandbox_dir, hint);
+        let mut registry = self.handles.registry.changes();
+        let mut policies = self.handles.policies.changes();
+        let mut look_again = tokio::time::interval(LOOK_AGAIN_EVERY);
+        if let Err(error) = self.kernel.configure(self.settings.splice, self.settings.all_services) {
+            tracing::error!(error = %chain(&error), "cannot configure the kernel programs");
+        }
+        self.reconcile();
+        let heart = Heart::start(self.kernel.maps().clone(), self.kernel.generation());
+        drop(block);
+        loop {
+            let mut batch = Vec::new();
+            tokio::select! {
+                () = shutdown.requested() => break,
+                changed = registry.changed() => {
+                    if changed.is_err() { break }
+                    self.reconcile();
+                    self.flows.judge_again(&self.namespaces());
+                }
+                changed = policies.changed() => {
+                    if changed.is_err() { break }
+                    self.reconcile();
+                    self.flows.judge_again(&self.namespaces());
+                }
+                _ = hints.recv() => {
+                    while hints.try_recv().is_ok() {}
+                    self.reconcile();
+                }
+                _ = look_again.tick() => {
+                    let forgotten = self.habits.forget_old(clock::now());
+                    if forgotten || self.has_work() {
+                        self.reconcile();
+                    }
+                }
+                () = events.next_batch(|event| batch.push(event)) => {
+                    let mut changed = false;
+                    for event in &batch {
+                        changed |= self.flows.take(event, &self.numbers, &mut self.habits);
+                    }
+                    if changed {
+                        self.write_tables();
+                    }
+                    self.publish_counters();
+                }
+            }
+        }
+        drop(heart);
+        if let Err(error) = self.kernel.stop_heartbeat() {
+            tracing::warn!(error = %chain(&error), "cannot tell the kernel programs that the agent stops");
+        }
+    }
+
+    fn namespaces(&self) -> HashMap<u64, Netns> {
+        self.pods.values().map(|kept| (kept.caught.netns_cookie, kept.netns.clone())).collect()
+    }
+
+    /// Something differs between the sandboxes and what is caught, or failed last time.
+    fn has_work(&self) -> bool {
+        let (sandboxes, problems) = sandbox::read_dir(&self.settings.sandbox_dir);
+        let snapshot = self.handles.registry.snapshot();
+        let wanted = wanted(&sandboxes, &snapshot, &self.settings.node);
+        !problems.is_empty()
+            || wanted.len() != self.pods.len()
+            || wanted.keys().any(|uid| !self.pods.contains_key(uid))
+            || !self.state.load().problems.is_empty()
+    }
+
+    /// Makes what is caught equal to what should be.
+    fn reconcile(&mut self) {
+        let (sandboxes, mut problems) = sandbox::read_dir(&self.settings.sandbox_dir);
+        let snapshot = self.handles.registry.snapshot();
+        let wanted = wanted(&sandboxes, &snapshot, &self.settings.node);
+        self.release_unwanted(&wanted);
+        let identities = wanted.values().map(|(_, workload)| workload.identity.clone()).collect();
+        (self.handles.wanted_identities)(identities);
+        let mut fresh = Vec::new();
+        for (uid, (sandbox, workload)) in &wanted {
+            if let Some(kept) = self.pods.get(uid) {
+                kept.pod.update((*workload).clone());
+                continue;
+            }
+            match self.open(sandbox, workload) {
+                Ok(opened) => {
+                    fresh.push(uid.clone());
+                    self.hand_to_workers(opened, (*sandbox).clone());
+                }
+                Err(error) => problems.push(format!("pod {}: {}", workload.name, chain(&error))),
+            }
+        }
+        problems.extend(self.write_tables());
+        for uid in fresh {
+            let Some(kept) = self.pods.get(&uid) else { continue };
+            if let Err(error) = self.kernel.attach_inbound(&kept.netns) {
+                problems.push(format!("pod {}: {}", kept.pod.workload().name, chain(&error)));
+            }
+        }
+        self.detach_leftovers();
+        self.publish(problems);
+    }
+
+    fn release_unwanted(&mut self, wanted: &Wanted<'_>) {
+        let gone: Vec<WorkloadUid> = self
+            .pods
+            .iter()
+            .filter(|(uid, kept)| wanted.get(*uid).is_none_or(|(sandbox, _)| **sandbox != kept.sandbox))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            let Some(kept) = self.pods.remove(&uid) else { continue };
+            tracing::info!(pod = %kept.pod.workload().name, "pod left the mesh");
+            for worker in &self.handles.workers {
+                // A worker that is gone has stopped serving anyway.
+                let _ = worker.send(ListenerChange::Removed { pod: kept.pod.clone() });
+            }
+            if let Err(error) = self.kernel.detach_inbound(kept.caught.netns_cookie) {
+                tracing::warn!(error = %chain(&error), "cannot detach from a pod");
+            }
+        }
+    }
+
+    /// Links that an earlier agent left at pods which are not there any more.
+    fn detach_leftovers(&mut self) {
+        let kept: HashSet<u64> = self.pods.values().map(|kept| kept.caught.netns_cookie).collect();
+        for cookie in self.kernel.attached_inbound().into_iter().filter(|cookie| !kept.contains(cookie)) {
+            if let Err(error) = self.kernel.detach_inbound(cookie) {
+                tracing::warn!(error = %chain(&error), "cannot remove a leftover link");
+            }
+        }
+    }
+
+    fn open(&mut self, sandbox: &Sandbox, workload: &Arc<Workload>) -> Result<Opened, enrol::Error> {
+        let slot = self.free_slot().ok_or(enrol::Error::Full { max: PODS_MAX })?;
+        let opened = enrol::open(sandbox, workload, slot, self.handles.workers.len())?;
+        for (index, (_, inbound)) in (0..).zip(&opened.listeners) {
+            self.kernel.set_listener(slot + index, inbound)?;
+        }
+        Ok(opened)
+    }
+
+    /// Slots are handed out in steps of `WORKERS_MAX`: one listener per worker.
+    fn free_slot(&self) -> Option<u32> {
+        let step = u32::try_from(WORKERS_MAX).expect("small");
+        let used: HashSet<u32> = self.pods.values().map(|kept| kept.caught.slot).collect();
+        (0..PODS_MAX).map(|index| index * step).find(|slot| !used.contains(slot))
+    }
+
+    fn hand_to_workers(&mut self, opened: Opened, sandbox: Sandbox) {
+        tracing::info!(
+            pod = %opened.pod.workload().name,
+            netns_cookie = opened.caught.netns_cookie,
+            "pod joined the mesh"
+        );
+        for (worker, (outbound, inbound)) in self.handles.workers.iter().zip(opened.listeners) {
+            let change = ListenerChange::Added {
+                pod: opened.pod.clone(),
+                outbound: outbound.into(),
+                inbound: inbound.into(),
+            };
+            // A worker that is gone has stopped serving anyway.
+            let _ = worker.send(change);
+        }
+        let kept = Kept { pod: opened.pod, netns: opened.netns, caught: opened.caught.clone(), sandbox };
+        self.pods.insert(opened.caught.uid, kept);
+    }
+
+    fn write_tables(&mut self) -> Vec<String> {
+        let snapshot = self.handles.registry.snapshot();
+        let policies = self.handles.policies.current();
+        let caught: Vec<Caught> = self.pods.values().map(|kept| kept.caught.clone()).collect();
+        let inputs = Inputs {
+            snapshot: &snapshot,
+            policies: &policies,
+            caught: &caught,
+            habits: &self.habits,
+            node: &self.settings.node,
+            all_services: self.settings.all_services,
+        };
+        let tables = compile::compile(&inputs, &mut self.numbers);
+        let errors = self.applied.apply(self.kernel.maps(), tables);
+        let splice = self.settings.splice && snapshot.config.splice;
+        let configured = self.kernel.configure(splice, self.settings.all_services);
+        self.handles.telemetry.splice_enabled(splice && self.kernel.offsets().are_complete());
+        errors.iter().chain(configured.as_ref().err()).map(|error| chain(error)).collect()
+    }
+
+    fn publish(&self, mut problems: Vec<String>) {
+        problems.sort();
+        for problem in problems.iter().filter(|problem| !self.state.load().problems.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        let pods = self.pods.values().map(|kept| (kept.pod.clone(), kept.caught.clone())).collect();
+        self.handles.telemetry.enrolled_pods(self.pods.len());
+        self.state.store(Arc::new(State { pods, problems }));
+    }
+
+    fn publish_counters(&self) {
+        use mesh_common::{counter, reason};
+        let labels = counter::LABELS.iter().map(|label| (*label, ""));
+        let reasons = reason::LABELS.iter().map(|label| ("refused", *label));
+        for ((verdict, reason), total) in labels.chain(reasons).zip(self.kernel.counters()) {
+            self.handles.telemetry.kernel_verdicts(verdict, reason, total);
+        }
+    }
+}
+
+type Wanted<'a> = BTreeMap<WorkloadUid, (&'a Sandbox, &'a Arc<Workload>)>;
+
+/// Sandboxes of this node whose pod is enrolled.
+fn wanted<'a>(sandboxes: &'a BTreeMap<Arc<str>, Sandbox>, snapshot: &'a Snapshot, node: &str) -> Wanted<'a> {
+    let known = |sandbox: &'a Sandbox| {
+        let by_uid = snapshot.workload(&WorkloadUid(sandbox.uid.clone()));
+        by_uid
+            .or_else(|| snapshot.workload_by_name(&sandbox.workload_name()))
+            .map(|workload| (sandbox, workload))
+    };
+    sandboxes
+        .values()
+        .filter_map(known)
+        .filter(|(_, workload)| workload.enrolled && !workload.host_network && *workload.node == *node)
+        .map(|(sandbox, workload)| (workload.uid.clone(), (sandbox, workload)))
+        .collect()
+}
+
+fn watch(dir: &std::path::Path, hint: mpsc::UnboundedSender<()>) -> Option<notify::RecommendedWatcher> {
+    let watcher = notify::recommended_watcher(move |_event| drop(hint.send(())));
+    let watched = watcher.and_then(|mut watcher| {
+        watcher.watch(dir, notify::RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    watched.inspect_err(|error| tracing::warn!(%error, "cannot watch the sandbox directory; polling")).ok()
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Beats until dropped. A thread of its own: a long compilation must not look like a dead agent.
+struct Heart {
+    stop: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Heart {
+    fn start(maps: Arc<Maps>, generation: u64) -> Self {
+        let (stop, stopped) = std::sync::mpsc::channel();
+        let beat = move || {
+            loop {
+                if let Err(error) = load::beat(&maps, generation) {
+                    tracing::error!(error = %chain(&error), "heartbeat failed");
+                }
+                match stopped.recv_timeout(HEARTBEAT_EVERY) {
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                    _ => return,
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(beat);
+        Self {
+            stop: Some(stop),
+            thread: thread.inspect_err(|error| tracing::error!(%error, "no heartbeat thread")).ok(),
+        }
+    }
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // The thread only ends by returning; a panic in it has been reported already.
+            let _ = thread.join();
+        }
+    }
+}
