@@ -130,6 +130,16 @@ impl Refusal {
         }
     }
 
+    /// The policy to put it down to; of several ALLOW policies that could have admitted, the first by name. `None`: the
+    /// mesh-wide default.
+    pub fn policy(&self) -> Option<&PolicyName> {
+        match self {
+            Self::Denied { policy, .. } | Self::Unusable { policy, .. } => Some(policy),
+            Self::NotAllowed { candidates, .. } => candidates.first(),
+            Self::NotAuthenticated { .. } | Self::DefaultDeny { .. } => None,
+        }
+    }
+
     /// AUDIT policies that matched, in order of name.
     pub fn audits(&self) -> &[PolicyName] {
         match self {

@@ -24,7 +24,7 @@ macro_rules! shared {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$fdoc:meta])* pub $field:ident : $ty:ty,)* } size $size:literal) => {
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
         #[cfg_attr(
             feature = "user",
             derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)

@@ -313,7 +313,7 @@ fn enter_frontend(
         .filter(|endpoint| endpoint.address.is_ipv4() == vip.is_ipv4())
         .cloned()
         .collect();
-    let client = balance::Locality { node: Some(inputs.node), zone: zone_of(inputs) };
+    let client = balance::Locality { node: inputs.node, zone: zone_of(inputs) };
     let chosen: Vec<_> = balance::preferred(&family, client, service.traffic_distribution)
         .filter(|endpoint| endpoint.state != EndpointState::NotReady)
         .collect();
