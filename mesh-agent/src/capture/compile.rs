@@ -14,7 +14,7 @@ use mesh_common::{
 
 use super::habit::{Habits, PortKey};
 use crate::balance;
-use crate::model::{EndpointState, FailureMode, Service, ServicePort, Workload, WorkloadUid};
+use crate::model::{FailureMode, Service, ServicePort, Workload, WorkloadUid};
 use crate::policy::{Facts, PolicySet, Refusal};
 use crate::registry::Snapshot;
 
@@ -315,7 +315,7 @@ fn enter_frontend(
         .collect();
     let client = balance::Locality { node: inputs.node, zone: zone_of(inputs) };
     let chosen: Vec<_> = balance::preferred(&family, client, service.traffic_distribution)
-        .filter(|endpoint| endpoint.state != EndpointState::NotReady)
+        .map(|(_, endpoint)| endpoint)
         .collect();
     let has_local =
         chosen.iter().any(|endpoint| endpoint.workload.as_ref().is_some_and(|uid| local.contains(uid)));

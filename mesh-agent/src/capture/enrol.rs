@@ -74,7 +74,11 @@ pub fn open(sandbox: &Sandbox, workload: &Arc<Workload>, slot: u32, workers: usi
     let netns = Netns::open(&sandbox.netns)?;
     check_addresses(sandbox, workload, &netns)?;
     let listeners = netns
-        .enter(|| (0..workers.min(WORKERS_MAX)).map(|_| Ok((listener()?, listener()?))).collect())?
+        .enter(|| {
+            (0..workers.min(WORKERS_MAX))
+                .map(|_| Ok((listener()?, listener()?)))
+                .collect::<std::io::Result<Vec<_>>>()
+        })?
         .map_err(Error::Listen)?;
     let outbound_ports = ports(&listeners).map_err(Error::Listen)?;
     let caught = Caught {
