@@ -128,7 +128,7 @@ pub mod frontend {
 pub mod pair {
     /// The client's SYN is on its way.
     pub const CONNECTING: u32 = 0;
-    /// Both ends are in `SOCKETS`; each may redirect until it has sent its first byte over TCP.
+    /// Both ends are in `SOCKETS`; each may redirect while its peer has read everything that went over TCP.
     pub const READY: u32 = 1;
     /// A receiver fell behind: nothing is redirected any more, in either direction.
     pub const DEMOTED: u32 = 2;
@@ -512,11 +512,13 @@ shared! {
         pub bytes: [u64; 2],
         /// Messages that each side has sent while in `SOCKETS`.
         pub sends: [u64; 2],
+        /// How many of the last messages of each side went over TCP, in a row.
+        pub tcp_streaks: [u32; 2],
         /// `CLOCK_MONOTONIC` when the client became established, in nanoseconds.
         pub opened_ns: u64,
         /// `CLOCK_MONOTONIC` of the demotion, in nanoseconds; 0: none.
         pub demoted_ns: u64,
-    } size 176
+    } size 184
 }
 
 shared! {
@@ -540,10 +542,10 @@ shared! {
         pub endpoint: u32,
         /// 0 client, 1 server.
         pub side: u32,
-        /// `write_seq` before the first byte of data; redirecting is allowed only while it has not moved.
-        pub write_seq: u32,
         /// 1 once the connection is counted in `OPEN`.
         pub counted: u32,
+        /// Zero.
+        pub reserved: u32,
         /// Key of `PAIRS`; 0: none.
         pub pair: u64,
         /// Netns cookie.

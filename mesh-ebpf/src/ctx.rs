@@ -18,6 +18,9 @@ pub const IPPROTO_UDP: u32 = 17;
 /// Set by the agent before loading; 0 means that the running kernel's BTF lacks the field, and the fast path stays off.
 #[unsafe(no_mangle)]
 static OFFSET_WRITE_SEQ: u32 = 0;
+/// Offset of `copied_seq` in `struct tcp_sock`.
+#[unsafe(no_mangle)]
+static OFFSET_COPIED_SEQ: u32 = 0;
 /// Offset of `sk_backlog.rmem_alloc` in `struct sock`.
 #[unsafe(no_mangle)]
 static OFFSET_RMEM_ALLOC: u32 = 0;
@@ -41,6 +44,12 @@ fn read_u32(base: u64, offset: usize) -> u32 {
 #[inline(always)]
 pub fn write_seq(socket: u64) -> u32 {
     read_u32(socket, constant(&OFFSET_WRITE_SEQ))
+}
+
+/// `tcp_sock.copied_seq`: sequence number of the next byte that the application will read from TCP.
+#[inline(always)]
+pub fn copied_seq(socket: u64) -> u32 {
+    read_u32(socket, constant(&OFFSET_COPIED_SEQ))
 }
 
 /// Bytes charged to the socket's receive queue, redirected ones included (from kernel 6.13 on, which a probe checks).

@@ -121,8 +121,6 @@ fn authorize(
         // Never for TCP; the verifier wants to see it ("pointer arithmetic on ptr_or_null_ prohibited").
         return;
     }
-    // tcp_connect() has not yet queued the SYN, which takes one sequence number (net/ipv4/tcp_output.c).
-    state.write_seq = ctx::write_seq(kernel_address).wrapping_add(1);
     state.pair = id;
     let tuple = FlowKey {
         client: address,
@@ -201,7 +199,6 @@ fn server_established(ops: *mut bpf_sock_ops) {
     state.pair = id;
     state.side = 1;
     state.action = action::SPLICE;
-    state.write_seq = ctx::write_seq(kernel_address);
     entry.cookies[1] = own;
     entry.sockets[1] = kernel_address;
     // A client that was already heard over TCP may have demoted the pair; that stands.

@@ -1,9 +1,12 @@
 //! Station 5, the fast path: `send(2)` of a spliced socket (`sk_msg`).
 //!
-//! Moves the payload straight into the other socket's receive queue, or leaves it to TCP. Two rules keep the order:
-//! a side redirects only while it has not sent a single byte over TCP (`write_seq` has not moved since the handshake),
-//! and a pair that stops redirecting never starts again. The receive path drains redirected bytes before TCP's, so
-//! redirect -> TCP keeps order and TCP -> redirect, which would not, cannot happen.
+//! Moves the payload straight into the other socket's receive queue, or leaves it to TCP. A socket has two receive
+//! queues; the redirected one is drained first. So redirected bytes must never be sent while bytes that went over TCP
+//! before them are still unread, wherever those are: in flight, out of order, or waiting in the peer's queue. One
+//! comparison says it: a side redirects only while the peer has *read* everything that this side ever gave to TCP, that
+//! is, while own `write_seq` equals the peer's `copied_seq`. The sender holds its socket lock, so `write_seq` stands
+//! still, and `copied_seq` cannot pass it. This covers data in the SYN, a sender that waited inside `tcp_sendmsg` while
+//! the handshake finished, and a first message that left before the pair was made.
 //!
 //! Redirected bytes know no window. So before each message the *peer's* receive queue is read; when it would exceed the
 //! peer's receive buffer the pair is demoted, and TCP's window takes over.
@@ -35,9 +38,9 @@ use crate::{
 /// How long after a demotion a sender's entry may be deleted: by then no redirection into it is still under way.
 const EVICTION_GRACE_NS: u64 = 20_000_000;
 
-/// How much one side of a pair may send over TCP, in bytes, before the pair is demoted so that the side can leave the
-/// sockmap. It gets here when its first byte left before the server's end was ready.
-const TCP_BYTES_MAX: u32 = 1 << 20;
+/// Messages in a row that one side may send over TCP before the pair is demoted so that the side can leave the sockmap:
+/// a stream whose reader is always a little behind gains nothing here.
+const TCP_STREAK_MAX: u32 = 64;
 
 #[sk_msg]
 pub fn splice(ctx: SkMsgContext) -> u32 {
@@ -71,16 +74,16 @@ fn redirect(msg: *mut sk_msg_md) -> bool {
         ask_for_eviction(entry, side, own);
         return false;
     }
-    let sent_over_tcp = ctx::write_seq(own).wrapping_sub(state.write_seq);
-    if entry.state != pair::READY || sent_over_tcp != 0 {
-        if sent_over_tcp > TCP_BYTES_MAX {
+    let peer = entry.sockets[side ^ 1];
+    if entry.state != pair::READY || ctx::write_seq(own) != ctx::copied_seq(peer) {
+        entry.tcp_streaks[side] = entry.tcp_streaks[side].saturating_add(1);
+        if entry.tcp_streaks[side] > TCP_STREAK_MAX {
             demote(entry, state.pair);
         }
         return false;
     }
     // SAFETY: a field of the context.
     let length = unsafe { (*msg).size };
-    let peer = entry.sockets[side ^ 1];
     if ctx::receive_queue_len(peer).saturating_add(length) > ctx::receive_buffer_len(peer) {
         demote(entry, state.pair);
         return false;
@@ -100,6 +103,7 @@ fn redirect(msg: *mut sk_msg_md) -> bool {
         demote(entry, state.pair);
         return false;
     }
+    entry.tcp_streaks[side] = 0;
     entry.bytes[side] += length as u64;
     count(counter::SPLICE_REDIRECTED);
     true

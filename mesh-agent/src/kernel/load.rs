@@ -87,6 +87,7 @@ impl Kernel {
         }
         loader
             .override_global("OFFSET_WRITE_SEQ", &offsets.write_seq, true)
+            .override_global("OFFSET_COPIED_SEQ", &offsets.copied_seq, true)
             .override_global("OFFSET_RMEM_ALLOC", &offsets.rmem_alloc, true)
             .override_global("OFFSET_RCVBUF", &offsets.rcvbuf, true);
         let mut ebpf = loader.load(&object)?;

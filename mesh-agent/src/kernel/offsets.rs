@@ -1,4 +1,4 @@
-//! Where the running kernel keeps the three fields that the programs read, from its own type information (BTF,
+//! Where the running kernel keeps the four fields that the programs read, from its own type information (BTF,
 //! Documentation/bpf/btf.rst). Never hard-coded: offsets move between builds.
 
 use std::collections::HashMap;
@@ -11,6 +11,8 @@ use super::Error;
 pub struct Offsets {
     /// `tcp_sock.write_seq`.
     pub write_seq: u32,
+    /// `tcp_sock.copied_seq`.
+    pub copied_seq: u32,
     /// `sock.sk_backlog.rmem_alloc`.
     pub rmem_alloc: u32,
     /// `sock.sk_rcvbuf`.
@@ -20,7 +22,7 @@ pub struct Offsets {
 impl Offsets {
     /// True when the fast path can be used at all.
     pub fn are_complete(self) -> bool {
-        self.write_seq != 0 && self.rmem_alloc != 0 && self.rcvbuf != 0
+        self.write_seq != 0 && self.copied_seq != 0 && self.rmem_alloc != 0 && self.rcvbuf != 0
     }
 
     /// From the running kernel.
@@ -42,6 +44,7 @@ impl Offsets {
         let find = |structure: &str, path: &[&str]| types.offset(structure, path).unwrap_or(0);
         Some(Self {
             write_seq: find("tcp_sock", &["write_seq"]),
+            copied_seq: find("tcp_sock", &["copied_seq"]),
             rmem_alloc: find("sock", &["sk_backlog", "rmem_alloc"]),
             rcvbuf: find("sock", &["sk_rcvbuf"]),
         })
@@ -147,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_running_kernel_names_all_three_fields() {
+    fn the_running_kernel_names_every_field() {
         let offsets = Offsets::of_running_kernel().expect("this kernel has BTF");
         assert!(offsets.are_complete(), "{offsets:?}");
         assert!(offsets.write_seq > offsets.rcvbuf, "a tcp_sock starts with its sock: {offsets:?}");
