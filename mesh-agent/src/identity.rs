@@ -37,6 +37,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use crate::lifecycle::{Shutdown, clock, tasks};
 use crate::model::{SpiffeId, TrustDomain};
+use crate::telemetry::Telemetry;
 
 /// What the room needs to know.
 #[derive(Clone, Debug)]
@@ -110,6 +111,9 @@ pub enum Error {
         /// What is wrong with it.
         fault: IssuedFault,
     },
+    /// A request ended without an answer of any kind: its task panicked (the log says where) or was stopped.
+    #[error("the request was lost")]
+    RequestLost,
     /// A key or a signing request could not be made.
     #[error("cannot make a key")]
     Key(#[from] rcgen::Error),
@@ -221,12 +225,13 @@ impl Held {
     }
 }
 
-/// Reads the trust bundles and starts the task that keeps SVIDs, on the current tokio runtime.
+/// Reads the trust bundles and starts the task that keeps SVIDs, on the current tokio runtime. `telemetry` is told of
+/// every renewal and of when certificates expire.
 ///
 /// # Errors
 /// The trust bundle is unusable (names the file), or the CA's address is malformed. An absent CA is no error: the task
 /// tries again until it is there.
-pub fn start(settings: Settings, shutdown: Shutdown) -> Result<Identities, Error> {
+pub fn start(settings: Settings, telemetry: Telemetry, shutdown: Shutdown) -> Result<Identities, Error> {
     let trust = Arc::new(trust::Trust::load(bundle_files(&settings))?);
     let ca = ca_client::CaClient::new(&settings, trust.clone())?;
     let shared = Arc::new(Shared {
@@ -237,7 +242,7 @@ pub fn start(settings: Settings, shutdown: Shutdown) -> Result<Identities, Error
         changed: tokio::sync::watch::Sender::new(0),
         tally: Tally::default(),
     });
-    let keeper = keeper::Keeper::new(shared.clone(), ca);
+    let keeper = keeper::Keeper::new(shared.clone(), ca, telemetry);
     tasks::spawn("identity keeper", keeper.run(shutdown));
     Ok(Identities { shared })
 }

@@ -33,8 +33,8 @@ use crate::identity::wire::{CREATE_CERTIFICATE, CertificateRequest, CertificateR
 use crate::lifecycle::{Shutdown, clock, tasks};
 use crate::registry::Registry;
 
-/// Connections at one time; the next ones wait in the kernel's queue. Each agent keeps one, so this is a mesh of a
-/// thousand nodes; at about 50 KiB each they hold 50 MiB.
+/// Connections at one time; the next ones wait in the kernel's queue. A mesh of a thousand
+/// nodes that all start at once fits; at about 50 KiB each they hold 50 MiB.
 const CONNECTIONS_MAX: usize = 1024;
 
 /// Longest TLS handshake, so that silent callers do not hold a connection.
@@ -42,6 +42,10 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// How often an idle connection is pinged; a caller that vanished is let go after two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Longest life of a connection; calls that are under way are finished. An agent needs the CA a few times a day and
+/// opens a new connection when it does; strangers, who get as far as a TLS handshake, shall not keep a place.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(120);
 
 /// Largest request, in bytes. A P-256 request is under 1 KiB; an RSA-4096 one under 3 KiB.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -159,9 +163,13 @@ async fn serve_connection(
         .max_concurrent_streams(64)
         .serve_connection(TokioIo::new(stream), calls);
     let mut connection = std::pin::pin!(connection);
+    let over = async {
+        // Either way it is over: by age, or by shutdown.
+        let _ = tokio::time::timeout(CONNECTION_AGE_MAX, shutdown.requested()).await;
+    };
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = shutdown.requested() => {
+        () = over => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -21,6 +21,7 @@ use crate::identity::{self, Identities};
 use crate::lifecycle::{Shutdown, Trigger, shutdown, tasks};
 use crate::model::{FailureMode, MeshConfig, SpiffeId, TrustDomain, Workload, WorkloadName, WorkloadUid};
 use crate::registry::{self, Registry, Snapshot, Writer};
+use crate::telemetry::{Format, Telemetry};
 
 /// Long enough for anything that must happen on a busy machine, short enough to notice that it does not.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,6 +72,7 @@ struct Mesh {
     settings: Settings,
     registry: Registry,
     writer: Writer,
+    telemetry: Telemetry,
     /// Stops whatever runs when the test ends.
     _trigger: Trigger,
     shutdown: Shutdown,
@@ -105,11 +107,16 @@ impl Mesh {
             Vec::new(),
         ));
         let (trigger, shutdown) = shutdown::channel();
-        Self { dir, settings, registry, writer, _trigger: trigger, shutdown }
+        let telemetry = Telemetry::without_access_log();
+        Self { dir, settings, registry, writer, telemetry, _trigger: trigger, shutdown }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    fn metrics(&self) -> String {
+        self.telemetry.scrape(Format::Prometheus)
     }
 
     /// Starts the control plane; gives its address and counters.
@@ -136,7 +143,8 @@ impl Mesh {
     /// Starts a node's identities and waits until it has the wanted ones.
     async fn start_node(&self, node: &str, ca_address: &str, accounts: &[&str]) -> Identities {
         let settings = self.identity_settings(node, ca_address);
-        let identities = identity::start(settings, self.shutdown.clone()).expect("starts");
+        let identities =
+            identity::start(settings, self.telemetry.clone(), self.shutdown.clone()).expect("starts");
         identities.set_wanted(accounts.iter().map(|account| id(account)).collect::<HashSet<_>>());
         for account in accounts {
             assert!(identities.wait_for(&id(account), PATIENCE).await, "{account} on {node}");

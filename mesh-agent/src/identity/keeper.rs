@@ -17,6 +17,7 @@ use super::watch::DirWatch;
 use super::{CertificateInfo, Error, Held, Shared, peer, renewal, tls};
 use crate::lifecycle::{Shutdown, clock, tasks};
 use crate::model::SpiffeId;
+use crate::telemetry::{Renewal, Telemetry};
 
 /// Requests to the CA at one time. A node with 200 pods starts in 25 rounds; the CA sees eight at most from each node.
 const REQUESTS_MAX: usize = 8;
@@ -51,14 +52,16 @@ pub(super) struct Keeper {
     in_flight: usize,
     files: DirWatch,
     outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
+    telemetry: Telemetry,
 }
 
 impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>, ca: CaClient) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, ca: CaClient, telemetry: Telemetry) -> Self {
         let verifier = Arc::new(Verifier::new(shared.trust.clone()));
         let files = DirWatch::of_files(shared.trust.paths());
         let outcomes = mpsc::channel(REQUESTS_MAX);
-        Self { shared, ca: Arc::new(ca), verifier, entries: HashMap::new(), in_flight: 0, files, outcomes }
+        let (ca, entries) = (Arc::new(ca), HashMap::new());
+        Self { shared, ca, verifier, entries, in_flight: 0, files, outcomes, telemetry }
     }
 
     /// Runs until shutdown.
@@ -84,7 +87,9 @@ impl Keeper {
     }
 
     fn want(&mut self, wanted: &HashSet<SpiffeId>) {
-        self.entries.retain(|id, _| wanted.contains(id));
+        for (id, _) in self.entries.extract_if(|id, _| !wanted.contains(id)) {
+            self.telemetry.certificate_dropped(id.as_str());
+        }
         let now = clock::now();
         for id in wanted {
             self.entries.entry(id.clone()).or_insert(Entry { next: Next::Ask(now), failures: 0 });
@@ -128,6 +133,8 @@ impl Keeper {
                 entry.failures = 0;
                 entry.next = Next::Renew(clock::wall() + renewal::renew_after(remaining, fastrand::f64()));
                 self.shared.tally.issued.fetch_add(1, Ordering::Relaxed);
+                self.telemetry.certificate_renewed(Renewal::Success);
+                self.telemetry.certificate_expires(id.as_str(), held.info.not_after);
                 tracing::debug!(%id, serial = held.info.serial, ?remaining, "certificate in use");
                 self.replace_held(|all| {
                     all.insert(id, Arc::new(held));
@@ -138,6 +145,7 @@ impl Keeper {
                 let pause = renewal::retry_after(entry.failures, fastrand::f64());
                 entry.next = Next::Ask(clock::now() + pause);
                 self.shared.tally.failed.fetch_add(1, Ordering::Relaxed);
+                self.telemetry.certificate_renewed(renewal_result(&error));
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%id, %error, cause, failures = entry.failures, ?pause, "no certificate");
             }
@@ -189,12 +197,45 @@ impl Keeper {
     }
 }
 
+/// A request that could not even be sent counts as a CA that could not be reached.
+fn renewal_result(error: &Error) -> Renewal {
+    match error {
+        Error::CaRefused { .. } => Renewal::CaRefused,
+        Error::Issued { .. }
+        | Error::Tls(_)
+        | Error::NoCertificate
+        | Error::Malformed
+        | Error::NoSpiffeId { .. } => Renewal::Invalid,
+        Error::CaUnreachable { .. }
+        | Error::CaAddress(_)
+        | Error::Token { .. }
+        | Error::TokenMalformed(_)
+        | Error::TrustBundle { .. }
+        | Error::RequestLost
+        | Error::Key(_) => Renewal::CaUnavailable,
+    }
+}
+
 fn request(ca: Arc<CaClient>, id: SpiffeId, outcomes: mpsc::Sender<Outcome>) {
     tasks::spawn("identity request", async move {
-        let outcome = ca.svid(&id).await;
-        // Err: the keeper has stopped.
-        let _ = outcomes.send((id, outcome)).await;
+        let mut reply = Reply { id: id.clone(), outcome: None, outcomes };
+        reply.outcome = Some(ca.svid(&id).await);
     });
+}
+
+/// Reports back when dropped, so that a request that panicked is tried again and does not hold its place for ever.
+struct Reply {
+    id: SpiffeId,
+    outcome: Option<Result<Svid, Error>>,
+    outcomes: mpsc::Sender<Outcome>,
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or(Err(Error::RequestLost));
+        // The channel has a place for every request that may run; Err: the keeper has stopped.
+        let _ = self.outcomes.try_send((self.id.clone(), outcome));
+    }
 }
 
 fn held(id: &SpiffeId, svid: Svid, verifier: &Arc<Verifier>) -> Result<Held, Error> {

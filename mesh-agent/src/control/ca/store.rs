@@ -11,7 +11,7 @@
 //! have been copied.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -198,12 +198,18 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, Error> {
 }
 
 fn read_secret(path: &Path) -> Result<Vec<u8>, Error> {
-    let unreadable = |source| Error::Read { path: path.to_owned(), source };
-    let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o777;
+    let read = || {
+        let mut file = File::open(path)?;
+        let mode = file.metadata()?.permissions().mode() & 0o777;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok((mode, bytes))
+    };
+    let (mode, bytes) = read().map_err(|source| Error::Read { path: path.to_owned(), source })?;
     if mode & 0o077 != 0 {
         return Err(Error::LoosePermissions { path: path.to_owned(), mode });
     }
-    std::fs::read(path).map_err(unreadable)
+    Ok(bytes)
 }
 
 pub(super) fn write_authority(dir: &Path, root: &Signer, intermediate: &Signer) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use tonic::Code;
 
 use super::{Mesh, PATIENCE, id, put_secret, until, workload};
 use crate::identity::{self, Error};
+use crate::lifecycle::clock;
 use crate::model::MeshConfig;
 use crate::registry::Snapshot;
 
@@ -33,8 +34,7 @@ async fn node_gets_the_identities_of_its_pods() {
     let held = identities.certificates();
     assert_eq!(held.iter().map(|info| info.id.clone()).collect::<Vec<_>>(), [id("orders"), id("web")]);
     let left = held[0].not_after.duration_since(SystemTime::UNIX_EPOCH).expect("later").as_secs();
-    let now =
-        crate::lifecycle::clock::wall().duration_since(SystemTime::UNIX_EPOCH).expect("later").as_secs();
+    let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).expect("later").as_secs();
     assert!((now + 3590..=now + 3600).contains(&left), "MeshConfig's hour, not the 24 asked for");
     assert_eq!(
         held[0].not_after.duration_since(held[0].not_before).expect("later"),
@@ -53,10 +53,18 @@ async fn certificates_of_three_seconds_are_renewed_without_a_gap() {
     let (address, _) = mesh.start_control();
     let identities = mesh.start_node("node-1", &address, &["orders"]).await;
     let mut serials = HashSet::new();
-    let started = crate::lifecycle::clock::now();
-    while started.elapsed() < Duration::from_secs(7) {
-        assert!(identities.client_config(&id("orders")).is_some(), "after {:?}", started.elapsed());
-        assert!(identities.server_config(&id("orders")).is_some(), "after {:?}", started.elapsed());
+    let started = clock::now();
+    while clock::now().duration_since(started) < Duration::from_secs(7) {
+        assert!(
+            identities.client_config(&id("orders")).is_some(),
+            "after {:?}",
+            clock::now().duration_since(started)
+        );
+        assert!(
+            identities.server_config(&id("orders")).is_some(),
+            "after {:?}",
+            clock::now().duration_since(started)
+        );
         serials.insert(identities.certificates()[0].serial.clone());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -90,9 +98,14 @@ async fn identity_that_is_no_longer_wanted_is_dropped() {
     let mesh = Mesh::new(HOUR);
     let (address, _) = mesh.start_control();
     let identities = mesh.start_node("node-1", &address, &["orders", "web"]).await;
+    let series =
+        r#"weft_certificate_expiry_timestamp_seconds{spiffe_id="spiffe://cluster.local/ns/shop/sa/orders"}"#;
+    assert!(mesh.metrics().contains(series), "{}", mesh.metrics());
+    assert!(mesh.metrics().contains(r#"weft_certificate_renewals_total{result="success"} 2"#));
     identities.set_wanted(HashSet::from([id("web")]));
     until("orders is dropped", || identities.client_config(&id("orders")).is_none()).await;
     assert_eq!(identities.certificates().len(), 1);
+    assert!(!mesh.metrics().contains(series));
     assert!(identities.client_config(&id("web")).is_some());
     assert!(!identities.wait_for(&id("orders"), Duration::from_millis(50)).await);
 }
@@ -225,7 +238,8 @@ async fn identities_start_without_a_ca_and_catch_up() {
     mesh.settings.listen = control.local_addr();
     drop(control);
     let settings = mesh.identity_settings("node-1", &mesh.settings.listen.to_string());
-    let identities = identity::start(settings, mesh.shutdown.clone()).expect("starts");
+    let identities =
+        identity::start(settings, mesh.telemetry.clone(), mesh.shutdown.clone()).expect("starts");
     identities.set_wanted(HashSet::from([id("orders")]));
     until("it has asked in vain", || identities.counts().failed >= 2).await;
     mesh.start_control();

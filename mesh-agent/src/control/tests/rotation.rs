@@ -97,6 +97,20 @@ async fn certificate_under_a_root_that_left_the_bundle_is_renewed_at_once() {
     assert_eq!(one.counts().issued, 2);
 }
 
+#[tokio::test]
+async fn unusable_bundle_is_counted_and_the_last_good_one_stays_in_use() {
+    let mesh = Mesh::new(Duration::from_secs(3600));
+    let (address, _) = mesh.start_control();
+    let one = mesh.start_node("node-1", &address, &["orders", "web"]).await;
+    std::fs::write(mesh.path("roots.pem"), "not a bundle").expect("written");
+    until("it is noticed", || one.counts().bundle_failures > 0).await;
+    let (client, server) = (one.client_config(&id("orders")), one.server_config(&id("web")));
+    let outcome = shake(client.expect("valid"), server.expect("valid"));
+    assert_eq!(outcome, Ok((id("web"), id("orders"))));
+    assert_eq!(one.counts().bundle_reloads, 0);
+    until("the control plane publishes it anew", || roots_published(&mesh) == 1).await;
+}
+
 #[test]
 fn stages_come_in_order_and_not_too_early() {
     let mesh = Mesh::new(Duration::from_secs(3600));
