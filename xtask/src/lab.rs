@@ -36,6 +36,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use nix::sys::signal::Signal;
 
 use crate::shell::{self, say};
 use names::Names;
@@ -56,6 +57,8 @@ pub enum Command {
     Up(UpOptions),
     /// Take a changed world into a running lab: start, end and change pods.
     Apply(ApplyOptions),
+    /// Start a node's agent (or control) anew; pods go on.
+    Restart(RestartOptions),
     /// Run a command in a pod; input, output and exit code are the command's own.
     ///
     /// The host's files are seen, but for names: services and pods resolve as cluster DNS would resolve them there. Where
@@ -85,6 +88,12 @@ pub struct UpOptions {
     /// Nodes and pods only: no control, no agents (then service addresses lead nowhere).
     #[arg(long)]
     no_mesh: bool,
+    /// One more argument for every node's agent; may be given several times.
+    #[arg(long = "agent-arg", value_name = "ARG", allow_hyphen_values = true)]
+    agent_args: Vec<String>,
+    /// One more argument for control; may be given several times.
+    #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
+    control_args: Vec<String>,
     /// Leave everything as it is when a step fails, to look at it.
     #[arg(long)]
     keep_on_failure: bool,
@@ -102,6 +111,22 @@ pub struct ApplyOptions {
     /// The world; default the directory that the lab was made from.
     #[arg(long, value_name = "DIR")]
     world: Option<PathBuf>,
+    /// Print the lab as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `lab restart`.
+#[derive(Args)]
+pub struct RestartOptions {
+    /// The lab.
+    #[arg(long, default_value = DEFAULT_NAME)]
+    name: String,
+    /// A node's name, or `control`.
+    what: String,
+    /// End the running one with SIGKILL instead of SIGTERM.
+    #[arg(long)]
+    kill: bool,
     /// Print the lab as JSON.
     #[arg(long)]
     json: bool,
@@ -136,6 +161,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Up(options) => status::print(&up(&options)?, options.json)?,
         Command::Apply(options) => {
             let lab = apply(&Names::new(&options.name)?, options.world)?;
+            status::print(&lab, options.json)?;
+        }
+        Command::Restart(options) => {
+            let lab = restart(&options)?;
             status::print(&lab, options.json)?;
         }
         Command::Exec(options) => return Ok(exec::run(&options)),
@@ -211,6 +240,8 @@ fn describe(names: &Names, options: &UpOptions, source: PathBuf, plan: &Plan) ->
         dir,
         source,
         pin_cpus: options.pin_cpus,
+        agent_args: options.agent_args.clone(),
+        control_args: options.control_args.clone(),
         nodes: plan.nodes.iter().enumerate().map(node).collect(),
         control: None,
         pods: Vec::new(),
@@ -338,6 +369,17 @@ fn apply(names: &Names, world_dir: Option<PathBuf>) -> Result<Lab> {
     lab.given = plan.given();
     lab.source = source;
     lab.save()?;
+    status::refresh(&mut lab);
+    Ok(lab)
+}
+
+/// Starts a process of the mesh anew.
+fn restart(options: &RestartOptions) -> Result<Lab> {
+    let names = Names::new(&options.name)?;
+    let mut lab = Lab::load_up(&names)?;
+    let _lock = state::lock(&lab.dir)?;
+    let signal = if options.kill { Signal::SIGKILL } else { Signal::SIGTERM };
+    agents::restart(&mut lab, &names, &options.what, signal)?;
     status::refresh(&mut lab);
     Ok(lab)
 }

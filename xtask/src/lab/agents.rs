@@ -10,8 +10,10 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::cgroup;
 use super::exec::Entry;
@@ -24,6 +26,12 @@ use crate::{build, clock, ebpf, shell};
 
 /// Port of the certificate authority.
 const CA_PORT: u16 = 15012;
+
+/// What `lab restart` calls the control process; no node can have the name.
+pub const CONTROL: &str = "control";
+
+/// How long an agent may take to end when it is asked to: it lets connections finish.
+const END_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a process may take to become ready.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
@@ -46,6 +54,13 @@ pub fn find_agent() -> Result<PathBuf> {
     }
     if !agent.exists() {
         bail!("{} is missing: use `cargo xtask`, which builds and runs in one profile", agent.display());
+    }
+    let object = dir.join(ebpf::OBJECT_NAME);
+    for (built, sources) in [(&agent, build::AGENT_SOURCES), (&object, build::KERNEL_SOURCES)] {
+        if let Some(source) = build::newer_source(built, &sources) {
+            let (built, source) = (built.display(), source.display());
+            shell::say(format!("{built} is older than {source}: `cargo xtask build` brings it up to date"));
+        }
     }
     Ok(agent)
 }
@@ -77,9 +92,51 @@ pub fn start(lab: &mut Lab, names: &Names, agent: &Path) -> Result<()> {
     waiting.into_iter().try_for_each(Started::wait_ready)
 }
 
+/// Starts control (when `what` is `control`) or a node's agent anew. One that still runs gets `signal` before, and ends first.
+pub fn restart(lab: &mut Lab, names: &Names, what: &str, signal: Signal) -> Result<()> {
+    let binary = find_agent()?;
+    let started = if what == CONTROL {
+        let control = lab.control.as_ref().context("this lab has no mesh")?;
+        end(&control.cgroup, signal)?;
+        let (control, started) = start_control(lab, names, &binary)?;
+        lab.control = Some(control);
+        started
+    } else {
+        let index = lab.node_number(what)? - 1;
+        let node = &lab.nodes[index];
+        ensure!(node.agent.is_some(), "this lab has no mesh");
+        end(&node.agent_cgroup(), signal)?;
+        let (agent, started) = start_agent(lab, names, node, &binary)?;
+        lab.nodes[index].agent = Some(agent);
+        started
+    };
+    lab.save()?;
+    started.wait_ready()
+}
+
+/// Sends a signal to the processes of a cgroup and waits until they are gone.
+fn end(cgroup: &Path, signal: Signal) -> Result<()> {
+    for pid in cgroup::processes(cgroup) {
+        // One that ended by itself meanwhile is what we want.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+    let deadline = clock::now() + END_PATIENCE;
+    loop {
+        let alive = cgroup::processes(cgroup);
+        if alive.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            clock::now() < deadline,
+            "processes {alive:?} go on {END_PATIENCE:?} after {signal}; use --kill"
+        );
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 fn start_control(lab: &Lab, names: &Names, agent: &Path) -> Result<(Control, Started)> {
     let address = SocketAddr::new(fabric_ips()[0], CA_PORT).to_string();
-    let command = words([
+    let mut command = words([
         (agent.as_os_str(), "control".as_ref()),
         ("--config-dir".as_ref(), lab.world.as_os_str()),
         ("--state-dir".as_ref(), lab.dir.join("control-state").as_os_str()),
@@ -87,6 +144,7 @@ fn start_control(lab: &Lab, names: &Names, agent: &Path) -> Result<(Control, Sta
         ("--join-tokens-dir".as_ref(), lab.dir.join("tokens").as_os_str()),
         ("--trust-bundle-out".as_ref(), roots_file(&lab.dir).as_os_str()),
     ]);
+    command.extend(lab.control_args.iter().cloned());
     let cgroup = cgroup::root()?.join(names.cgroup()).join("control");
     cgroup::create(&cgroup)?;
     let entry = Entry {
@@ -111,7 +169,7 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
         Some(cpus) => cpus.len(),
         None => thread::available_parallelism()?.get(),
     };
-    let command = words([
+    let mut command = words([
         (agent.as_os_str(), "node".as_ref()),
         ("--node".as_ref(), node.name.as_ref()),
         ("--config-dir".as_ref(), lab.world.as_os_str()),
@@ -125,6 +183,7 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
         ("--access-log".as_ref(), access_log.as_os_str()),
         ("--workers".as_ref(), workers.to_string().as_ref()),
     ]);
+    command.extend(lab.agent_args.iter().cloned());
     let entry =
         Entry { cgroup: node.agent_cgroup(), netns: node.netns.clone(), cpus: node.cpus.clone(), pod: None };
     let log = lab.dir.join("logs").join(format!("{}.log", node.name));

@@ -37,6 +37,10 @@ pub struct Lab {
     pub source: PathBuf,
     /// Node n and all its processes run on CPU n-1.
     pub pin_cpus: bool,
+    /// More arguments of every node's agent.
+    pub agent_args: Vec<String>,
+    /// More arguments of control.
+    pub control_args: Vec<String>,
     /// Its nodes.
     pub nodes: Vec<Node>,
     /// The control process; absent without a mesh.
@@ -87,7 +91,7 @@ pub struct Agent {
     pub access_log: PathBuf,
     /// Whether it runs, when this was said.
     pub alive: bool,
-    /// What it was started with, to start it again the same way.
+    /// What it was started with.
     pub command: Vec<String>,
 }
 

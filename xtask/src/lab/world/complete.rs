@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_yaml_ng::{Mapping, Value};
 
@@ -17,13 +17,20 @@ use super::{Document, File, at};
 /// The file that holds what no file of the world declares.
 pub const CLUSTER_FILE: &str = "zz-cluster.yaml";
 
+/// The first line of that file.
+const CLUSTER_MARK: &str = "# What a cluster adds by itself to the objects of the other files.\n";
+
 /// One field to fill in: below which top-level key (none for a top-level field), its name and its value.
 type Entry = (Option<&'static str>, &'static str, Value);
 
 /// The completed files, by name, in order.
 pub fn complete(files: &[File], plan: &Plan) -> Result<Vec<(String, String)>> {
     let mut completed = Vec::new();
-    for file in files.iter().filter(|file| file.name != CLUSTER_FILE) {
+    for file in files.iter().filter(|file| !is_ours(file)) {
+        ensure!(
+            file.name != CLUSTER_FILE,
+            "the lab writes {CLUSTER_FILE} itself: give that file of the world another name"
+        );
         let mut text = String::new();
         for (separator, document) in &file.documents {
             text.push_str(separator);
@@ -33,6 +40,12 @@ pub fn complete(files: &[File], plan: &Plan) -> Result<Vec<(String, String)>> {
     }
     completed.push((CLUSTER_FILE.to_owned(), cluster_objects(files, plan)));
     Ok(completed)
+}
+
+/// Whether a file was written by [`cluster_objects`]: a run world may be applied again.
+fn is_ours(file: &File) -> bool {
+    file.name == CLUSTER_FILE
+        && file.documents.first().is_some_and(|(_, first)| first.text.starts_with(CLUSTER_MARK))
 }
 
 fn complete_document(file: &str, document: &Document, plan: &Plan) -> Result<String> {
@@ -199,7 +212,7 @@ fn cluster_objects(files: &[File], plan: &Plan) -> String {
                 && d.name().is_ok_and(|name| name == "default")
         })
     };
-    let mut text = "# What a cluster adds by itself to the objects of the other files.\n".to_owned();
+    let mut text = CLUSTER_MARK.to_owned();
     for namespace in used.chain(declared.iter().copied()).collect::<BTreeSet<_>>() {
         let labels = format!("labels: {{kubernetes.io/metadata.name: {namespace}}}");
         if !declared.contains(namespace) {
