@@ -19,7 +19,7 @@ use std::fmt;
 
 use clap::Parser;
 
-pub use control::{ControlSettings, RotateRootSettings, RotationStage};
+pub use control::{ControlSettings, RotateRootSettings};
 pub use flags::MeshAgent;
 pub use node::{CaSettings, NodeSettings, ServiceVips, SpliceMode, UninstallSettings};
 

@@ -25,6 +25,7 @@
 pub mod admin;
 pub mod balance;
 pub mod capture;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod discovery;

@@ -284,17 +284,3 @@ fn endpoints(snapshot: &Snapshot, service: &Service, port: u16) -> Result<Vec<(A
         .collect();
     if pods.is_empty() { Err(Error::NoEndpoint(service.name.to_string())) } else { Ok(pods) }
 }
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.admitted { "ALLOWED" } else { "REFUSED" };
-        writeln!(f, "{} -> {}: {word}", self.from, self.to)?;
-        for note in &self.notes {
-            writeln!(f, "note: {note}")?;
-        }
-        for explanation in &self.explanations {
-            write!(f, "\n{explanation}")?;
-        }
-        Ok(())
-    }
-}

@@ -286,7 +286,7 @@ fn explain_answers_for_pods_services_and_addresses() {
         let question =
             Question { from: from.parse::<Client>().expect(from), to: to.parse::<Target>().expect(to) };
         let verdict = answer(&snapshot, &policies, &question).expect(to);
-        assert_eq!((verdict.admitted, verdict.label), (admitted, label), "{from} -> {to}: {verdict}");
+        assert_eq!((verdict.admitted, verdict.label), (admitted, label), "{from} -> {to}: {verdict:?}");
     }
 }
 
@@ -343,4 +343,24 @@ fn escapes_that_are_none_stay_as_they_are() {
     for (text, expected) in [("a=%zz", "%zz"), ("a=%4", "%4"), ("a=%", "%"), ("a=%41%c3%a9", "Aé")] {
         assert_eq!(Query::parse(text).value("a"), Some(expected));
     }
+}
+
+#[test]
+fn certificates_are_valid_expired_or_pending() {
+    use std::time::{Duration, SystemTime};
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let id = |name: &str| SpiffeId::of_service_account(&"td".parse().expect("a domain"), "shop", name);
+    let info = |name: &str, until| crate::identity::CertificateInfo {
+        id: id(name),
+        serial: "0a".to_owned(),
+        not_before: at(0),
+        not_after: at(until),
+        issuer: String::new(),
+    };
+    let users = ["a", "b", "c"].map(|name| (id(name), vec![format!("shop/{name}")])).into();
+    let all = views::certificates(&[info("b", 99), info("a", 101)], &users, at(100));
+    let states: Vec<&str> = all.iter().map(|one| one.state.as_str()).collect();
+    assert_eq!(states, ["valid", "expired", "pending"]);
+    assert_eq!(all[0].not_after.as_deref(), Some("1970-01-01T00:01:41.000000Z"));
+    assert_eq!(all[2].pods, ["shop/c"]);
 }

@@ -1,11 +1,17 @@
 //! The shapes of the answers, and how the registry and the policies are put into them. docs/meshctl.md shows them;
 //! fields may be added, none is renamed.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::identity::CertificateInfo;
+use crate::lifecycle::clock::wall_rfc3339;
 use crate::model::{
-    DefaultInbound, Endpoint, EndpointState, Requirement, Rule, Selector, TrafficDistribution, WorkloadUid,
+    DefaultInbound, Endpoint, EndpointState, Requirement, Rule, Selector, SpiffeId, TrafficDistribution,
+    WorkloadUid,
 };
 use crate::policy::PolicySet;
 use crate::registry::Snapshot;
@@ -154,6 +160,35 @@ pub struct Certificate {
     pub pods: Vec<String>,
     /// Why the last attempt to renew failed, if it did.
     pub error: Option<String>,
+}
+
+/// `/certificates`: what is held, and what is wanted and not there yet, sorted by identity. `users` are the identities
+/// that this node needs, each with its pods.
+pub fn certificates(
+    held: &[CertificateInfo],
+    users: &BTreeMap<SpiffeId, Vec<String>>,
+    now: SystemTime,
+) -> Vec<Certificate> {
+    let pods = |id: &SpiffeId| users.get(id).cloned().unwrap_or_default();
+    let held_ids: BTreeSet<&SpiffeId> = held.iter().map(|info| &info.id).collect();
+    let pending = users.keys().filter(|id| !held_ids.contains(id)).map(|id| Certificate {
+        identity: id.to_string(),
+        state: "pending".to_owned(),
+        pods: pods(id),
+        ..Certificate::default()
+    });
+    let there = held.iter().map(|info| Certificate {
+        identity: info.id.to_string(),
+        state: if now < info.not_after { "valid" } else { "expired" }.to_owned(),
+        serial: Some(info.serial.clone()),
+        not_before: Some(wall_rfc3339(info.not_before)),
+        not_after: Some(wall_rfc3339(info.not_after)),
+        pods: pods(&info.id),
+        ..Certificate::default()
+    });
+    let mut all: Vec<Certificate> = there.chain(pending).collect();
+    all.sort_by(|a, b| a.identity.cmp(&b.identity));
+    all
 }
 
 /// One line of `/connections`: open ones only. The wiring fills it from what `proxy` and `capture` hold.

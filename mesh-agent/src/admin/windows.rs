@@ -115,6 +115,16 @@ impl Windows {
         windows.view("/version", || json!({"name": "mesh-agent", "version": env!("CARGO_PKG_VERSION")}))
     }
 
+    /// Says in `/version` which node this is.
+    #[must_use]
+    pub fn of_node(self, node: &str) -> Self {
+        let node = node.to_owned();
+        self.view(
+            "/version",
+            move || json!({"name": "mesh-agent", "version": env!("CARGO_PKG_VERSION"), "node": node}),
+        )
+    }
+
     /// Adds a window, or replaces one. It is also part of `/dump`.
     #[must_use]
     pub fn view(mut self, path: &'static str, view: impl Fn() -> Value + Send + Sync + 'static) -> Self {

@@ -8,8 +8,10 @@ use super::checks::Checks;
 use super::flags::{ControlCommand, ControlFlags, RotateRootFlags, StageFlag};
 use super::node::process;
 use super::{Invalid, Task};
-use crate::admin;
+use crate::control::ca::Stage;
+use crate::model::MeshConfig;
 use crate::telemetry::log::LogSettings;
+use crate::{admin, control, discovery};
 
 /// Everything the control plane needs to know from its command line.
 #[derive(Clone, Debug)]
@@ -38,22 +40,37 @@ pub struct RotateRootSettings {
     /// Directory of the CA's keys.
     pub state_dir: PathBuf,
     /// Which stage.
-    pub stage: RotationStage,
+    pub stage: Stage,
     /// Longest lifetime of a certificate.
     pub certificate_ttl: Duration,
     /// Do not wait for the stage before to have lasted long enough.
     pub now: bool,
 }
 
-/// Stages of a root rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RotationStage {
-    /// Publish a second root.
-    Begin,
-    /// Sign under it.
-    Switch,
-    /// Publish it alone.
-    Finish,
+impl ControlSettings {
+    /// Completed with what the mesh's configuration says.
+    pub fn control(&self, mesh: &MeshConfig) -> control::Settings {
+        control::Settings {
+            trust_domain: mesh.trust_domain.clone(),
+            listen: self.listen,
+            server_names: self.server_names.clone(),
+            state_dir: self.state_dir.clone(),
+            join_tokens_dir: self.join_tokens_dir.clone(),
+            trust_bundle_out: self.trust_bundle_out.clone(),
+        }
+    }
+
+    /// Where the mesh's objects come from.
+    pub fn discovery(&self) -> discovery::Settings {
+        discovery::Settings { dir: self.config_dir.clone() }
+    }
+}
+
+impl RotateRootSettings {
+    /// How long the stage before must have lasted.
+    pub fn patience(&self) -> Duration {
+        if self.now { Duration::ZERO } else { self.stage.patience(self.certificate_ttl) }
+    }
 }
 
 /// Checks the flags.
@@ -106,9 +123,9 @@ fn rotate_root(flags: RotateRootFlags) -> Result<RotateRootSettings, Vec<Invalid
     checks.pass(RotateRootSettings {
         state_dir: flags.state_dir,
         stage: match flags.stage {
-            StageFlag::Begin => RotationStage::Begin,
-            StageFlag::Switch => RotationStage::Switch,
-            StageFlag::Finish => RotationStage::Finish,
+            StageFlag::Begin => Stage::Begin,
+            StageFlag::Switch => Stage::Switch,
+            StageFlag::Finish => Stage::Finish,
         },
         certificate_ttl,
         now: flags.now,

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use mesh_common::WORKERS_MAX;
+
 use super::Invalid;
 use super::checks::Checks;
 use super::flags::{LogFormatFlag, NodeFlags, ProcessFlags, ServiceVipsFlag, SpliceFlag};
 use crate::model::MeshConfig;
 use crate::telemetry::log::{LogFormat, LogSettings, parse_filter};
 use crate::telemetry::{self, Sink};
-use crate::{admin, identity, kernel};
+use crate::{admin, discovery, identity, kernel};
 
 /// Where the kernel programs are when they are not beside the executable.
 const INSTALLED_OBJECT: &str = "/usr/lib/weft/weft.bpf.o";
@@ -97,6 +99,13 @@ pub struct NodeSettings {
     pub admin: admin::Settings,
 }
 
+impl NodeSettings {
+    /// Where the mesh's objects come from.
+    pub fn discovery(&self) -> discovery::Settings {
+        discovery::Settings { dir: self.config_dir.clone() }
+    }
+}
+
 /// What `--uninstall` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UninstallSettings {
@@ -144,7 +153,7 @@ pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
             SpliceFlag::Auto => SpliceMode::Auto,
             SpliceFlag::Off => SpliceMode::Off,
         },
-        workers: flags.workers.unwrap_or_else(cpus),
+        workers: workers(&mut checks, flags.workers),
         telemetry: telemetry::Settings { access_log, ..telemetry::Settings::default() },
         log,
         admin,
@@ -172,9 +181,15 @@ pub(super) fn process(checks: &mut Checks, flags: &ProcessFlags) -> (LogSettings
     (LogSettings { filter: flags.log.clone(), format }, admin::Settings { listen: flags.admin_listen })
 }
 
-/// The CPUs that this process may use: the affinity mask, less where a control group's quota gives less.
-fn cpus() -> NonZeroUsize {
-    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+/// As asked, or the CPUs that this process may use (the affinity mask, less where a control group's quota gives less).
+/// The kernel programs know at most `WORKERS_MAX` workers.
+fn workers(checks: &mut Checks, flag: Option<NonZeroUsize>) -> NonZeroUsize {
+    if let Some(count) = flag.filter(|count| count.get() > WORKERS_MAX) {
+        checks.refuse("--workers", format!("{count} are too many; at most {WORKERS_MAX} can be used"));
+    }
+    let cpus = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let most = NonZeroUsize::new(WORKERS_MAX).unwrap_or(NonZeroUsize::MIN);
+    flag.unwrap_or_else(cpus).min(most)
 }
 
 fn sink(text: &str) -> Sink {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::control::ca::Stage;
 use crate::telemetry::Sink;
 use crate::telemetry::log::LogFormat;
 
@@ -112,6 +113,7 @@ fn values_that_cannot_work_are_refused_by_flag() {
         ("--ca-roots", "/nowhere/roots.pem", "--trust-bundle-out"),
         ("--join-token-file", "/tmp", "is a directory"),
         ("--log", "info,=x=", "is not a log filter"),
+        ("--workers", "17", "at most 16"),
     ] {
         let error = read_node(with(node_line(dir.path()), flag, value)).expect_err(value);
         let text = error.to_string();
@@ -217,6 +219,9 @@ fn control_flags_become_settings() {
     assert_eq!(settings.state_dir, dir.path().join("state"), "it is made at first start");
     assert_eq!(settings.server_names, ["control.example", "10.0.0.9"]);
     assert_eq!(settings.listen.to_string(), "10.0.0.1:15012");
+    let mesh = crate::model::MeshConfig::default();
+    assert_eq!(settings.control(&mesh).trust_domain, mesh.trust_domain);
+    assert_eq!(settings.discovery().dir, dir.path().join("world"));
 }
 
 #[test]
@@ -224,9 +229,12 @@ fn rotation_takes_a_stage_and_a_directory() {
     let line =
         ["mesh-agent", "control", "rotate-root", "switch", "--state-dir", "/tmp", "--certificate-ttl", "90s"];
     let Ok(Task::RotateRoot(settings)) = read(line) else { panic!("a good command line") };
-    assert_eq!(settings.stage, RotationStage::Switch);
+    assert_eq!(settings.stage, Stage::Switch);
     assert_eq!(settings.certificate_ttl, std::time::Duration::from_secs(90));
-    assert!(!settings.now);
+    assert_eq!(settings.patience(), std::time::Duration::from_secs(60));
+    let now = read(line.into_iter().chain(["--now"])).expect("a good command line");
+    let Task::RotateRoot(now) = now else { panic!("not a rotation: {now:?}") };
+    assert_eq!(now.patience(), std::time::Duration::ZERO);
     for ttl in ["soon", "0s", "-5s"] {
         let ttl = format!("--certificate-ttl={ttl}");
         let error = read(["mesh-agent", "control", "rotate-root", "finish", "--state-dir", "/tmp", &ttl]);

@@ -1,0 +1,137 @@
+//! Every command of `meshctl`, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Asks a Weft agent what it knows and does.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, about = "Asks a Weft agent what it knows and does", after_help = EXAMPLES)]
+pub struct Meshctl {
+    /// The agent's admin address
+    #[arg(
+        long,
+        global = true,
+        env = "WEFT_AGENT",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:15020"
+    )]
+    pub agent: String,
+
+    /// How to print the answer
+    #[arg(short, long, global = true, value_name = "SHAPE", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// Only this namespace; also the namespace of names that have none
+    #[arg(short, long, global = true, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// What to ask.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Columns.
+    Table,
+    /// More columns.
+    Wide,
+    /// As the agent says it.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// What to ask.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the versions of meshctl and of the agent
+    Version(VersionFlags),
+    /// Find out whether all is well with the agent, and what is not
+    Check,
+    /// Show the agent's state in a few lines
+    Status,
+    /// List the pods that the mesh knows
+    #[command(visible_alias = "pods")]
+    Workloads,
+    /// List services and their endpoints
+    Services,
+    /// List authorization policies
+    Policies,
+    /// List the certificates that the agent holds
+    #[command(visible_alias = "certs")]
+    Certificates,
+    /// List open connections
+    Connections,
+    /// List objects that were refused, and why
+    Problems,
+    /// Print the agent's metrics
+    Metrics(MetricsFlags),
+    /// Ask about policies
+    Policy {
+        /// What to ask about them.
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+}
+
+/// Flags of `meshctl version`.
+#[derive(Debug, Args)]
+pub struct VersionFlags {
+    /// Do not ask the agent
+    #[arg(long)]
+    pub client: bool,
+}
+
+/// Flags of `meshctl metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsFlags {
+    /// Only families whose name contains this
+    #[arg(value_name = "PART")]
+    pub part: Option<String>,
+}
+
+/// What to ask about policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Say whether a connection would pass, and which rule decides
+    Explain(ExplainFlags),
+}
+
+/// Flags of `meshctl policy explain`.
+#[derive(Debug, Args)]
+#[command(after_help = EXPLAIN_EXAMPLES)]
+pub struct ExplainFlags {
+    /// Who dials: a pod, or an IP address for a client outside the mesh
+    #[arg(long, value_name = "NAMESPACE/POD|IP")]
+    pub from: String,
+
+    /// Whom it dials: a pod or a service (pod/ or svc/ in front says which, where both have the name)
+    #[arg(long, value_name = "NAMESPACE/NAME:PORT")]
+    pub to: String,
+
+    /// Answer from this directory of objects instead of asking an agent
+    #[arg(long, value_name = "DIR")]
+    pub world: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl status
+  meshctl workloads -n shop -o wide
+  meshctl policy explain --from shop/web --to shop/orders:80
+  meshctl connections -o json | jq '.[] | select(.path == \"splice\")'
+  meshctl metrics certificate
+  WEFT_AGENT=http://10.0.0.7:15020 meshctl check
+
+Exit codes: 0 healthy or allowed, 1 unhealthy or denied, 2 no answer.";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  meshctl policy explain --from shop/web --to shop/orders:80
+  meshctl policy explain --from 192.0.2.7 --to pod/shop/orders-0:8080
+  meshctl policy explain --from shop/web --to svc/shop/orders:80 --world deploy/shop
+
+Exit codes: 0 allowed, 1 denied, 2 no answer.";
