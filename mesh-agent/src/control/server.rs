@@ -156,7 +156,7 @@ async fn serve_connection(
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "no TLS"),
         Err(_elapsed) => return tracing::debug!(%peer, "TLS handshake took too long"),
     };
-    let calls = hyper::service::service_fn(move |request| answer(service.clone(), request));
+    let calls = hyper::service::service_fn(move |request| answer(service.clone(), peer, request));
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
@@ -181,6 +181,7 @@ async fn serve_connection(
 
 async fn answer(
     service: Arc<Service>,
+    peer: SocketAddr,
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
     if request.uri().path() != CREATE_CERTIFICATE {
@@ -188,17 +189,20 @@ async fn answer(
     }
     let codec: ProstCodec<CertificateResponse, CertificateRequest> = ProstCodec::default();
     let mut grpc = Grpc::new(codec).max_decoding_message_size(REQUEST_BYTES_MAX);
-    Ok(grpc.unary(Call(service), request).await)
+    Ok(grpc.unary(Call { service, peer }, request).await)
 }
 
-struct Call(Arc<Service>);
+struct Call {
+    service: Arc<Service>,
+    peer: SocketAddr,
+}
 
 impl UnaryService<CertificateRequest> for Call {
     type Response = CertificateResponse;
     type Future = Ready<Result<Response<CertificateResponse>, Status>>;
 
     fn call(&mut self, request: Request<CertificateRequest>) -> Self::Future {
-        ready(self.0.create_certificate(&request))
+        ready(self.service.create_certificate(&request, self.peer))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing of the signing request is believed but its key. Every refusal has a gRPC code, a message that names the rule
 //! that failed, and a counter.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,11 +19,15 @@ use super::limits::Limits;
 use super::tokens::JoinTokens;
 use crate::identity::wire::{CertificateRequest, CertificateResponse};
 use crate::lifecycle::clock;
+use crate::model::identity::InvalidSpiffeId;
 use crate::model::{SpiffeId, TrustDomain};
 use crate::registry::Registry;
 
 /// Shortest lifetime that is signed. Anything less would be over before it arrived.
 const LIFETIME_MIN: Duration = Duration::from_secs(1);
+
+/// Longest SPIFFE id, in bytes (SPIFFE-ID specification section 2.3). Refusals repeat the id, and must fit in a header.
+const SPIFFE_ID_LEN_MAX: usize = 2048;
 
 /// What the service decides with.
 #[derive(Debug)]
@@ -142,13 +147,14 @@ impl Refusal {
 }
 
 impl Service {
-    /// Answers one call. Does no I/O.
+    /// Answers one call that came from `peer`. Does no I/O.
     ///
     /// # Errors
     /// `UNAUTHENTICATED`, `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `RESOURCE_EXHAUSTED` or `INTERNAL`, with a message.
     pub fn create_certificate(
         &self,
         request: &Request<CertificateRequest>,
+        peer: SocketAddr,
     ) -> Result<Response<CertificateResponse>, Status> {
         let node = bearer(request).and_then(|token| self.tokens.node_of(token));
         let answer = match &node {
@@ -157,8 +163,8 @@ impl Service {
         };
         answer.map(Response::new).map_err(|refusal| {
             refusal.counter(&self.stats).fetch_add(1, Ordering::Relaxed);
-            let wanted = request.get_ref().impersonated_identity();
-            tracing::warn!(node = node.as_deref(), wanted, %refusal, "certificate refused");
+            // What was asked for stands in the refusal where it is well formed; strangers' text is not repeated.
+            tracing::warn!(%peer, node = node.as_deref(), %refusal, "certificate refused");
             Status::new(refusal.code(), refusal.to_string())
         })
     }
@@ -191,9 +197,12 @@ fn bearer(request: &Request<CertificateRequest>) -> Option<&str> {
 
 /// A node has no identity of its own, so it must say whose it wants.
 fn wanted_id(request: &CertificateRequest) -> Result<SpiffeId, Refusal> {
-    let missing = || Refusal::BadRequest("metadata ImpersonatedIdentity is missing".to_owned());
-    let text = request.impersonated_identity().ok_or_else(missing)?;
-    text.parse().map_err(|error| Refusal::BadRequest(format!("metadata ImpersonatedIdentity: {error}")))
+    let refused = |what: &str| Refusal::BadRequest(format!("metadata ImpersonatedIdentity {what}"));
+    let text = request.impersonated_identity().ok_or_else(|| refused("is missing"))?;
+    if text.len() > SPIFFE_ID_LEN_MAX {
+        return Err(refused("is too long"));
+    }
+    text.parse().map_err(|error: InvalidSpiffeId| refused(&format!("is malformed: {error}")))
 }
 
 /// The wanted lifetime, at most `lifetime_max`; 0 leaves it to us.

@@ -253,3 +253,80 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, IsCa, Issuer, SanType};
+
+    const ID: &str = "spiffe://cluster.local/ns/shop/sa/orders";
+
+    fn authority() -> (Issuer<'static, KeyPair>, String) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("a root").pem();
+        (Issuer::new(params, key), pem)
+    }
+
+    fn client(address: &str, roots: &str) -> Result<CaClient, Error> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ca_roots = dir.path().join("roots.pem");
+        std::fs::write(&ca_roots, roots).expect("written");
+        let trust_domain: crate::model::TrustDomain = "cluster.local".parse().expect("valid");
+        let trust = Trust::load(vec![(trust_domain.clone(), ca_roots.clone())]).expect("roots");
+        let settings = Settings {
+            trust_domain,
+            ca_address: address.to_owned(),
+            ca_server_name: None,
+            ca_roots,
+            federated_roots: Vec::new(),
+            token_file: dir.path().join("token"),
+            certificate_ttl: Duration::from_secs(60),
+        };
+        CaClient::new(&settings, Arc::new(trust))
+    }
+
+    fn leaf(issuer: &Issuer<'_, KeyPair>, key: &KeyPair, names: &[&str]) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        let uri = |name: &&str| SanType::URI((*name).try_into().expect("ASCII"));
+        params.subject_alt_names = names.iter().map(uri).collect();
+        params.signed_by(key, issuer).expect("signed").into()
+    }
+
+    #[tokio::test]
+    async fn issued_certificate_must_fit_the_question() {
+        let ((ours, roots), (foreign, _)) = (authority(), authority());
+        let client = client("127.0.0.1:1", &roots).expect("an address");
+        let (id, key) = (ID.parse().expect("an id"), KeyPair::generate().expect("a key"));
+        let other_key = KeyPair::generate().expect("a key");
+        let other = "spiffe://cluster.local/ns/shop/sa/payments";
+        for (expected, chain) in [
+            (None, vec![leaf(&ours, &key, &[ID])]),
+            (Some("no certificate chain"), vec![]),
+            (Some("names spiffe://cluster.local/ns/shop/sa/payments"), vec![leaf(&ours, &key, &[other])]),
+            (Some("no single SPIFFE id"), vec![leaf(&ours, &key, &[ID, other])]),
+            (Some("another key"), vec![leaf(&ours, &other_key, &[ID])]),
+            (Some("(unknown_issuer)"), vec![leaf(&foreign, &key, &[ID])]),
+        ] {
+            let fault = client.check(&id, &key, &chain).err().map(|fault| fault.to_string());
+            match expected {
+                None => assert_eq!(fault, None),
+                Some(words) => assert!(fault.as_ref().is_some_and(|said| said.contains(words)), "{fault:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn address_may_be_bare_or_a_url_and_must_have_a_port() {
+        let (_, roots) = authority();
+        for good in
+            ["10.0.0.1:15012", "https://ca.example:15012", "[fd00::1]:15012", "https://[fd00::1]:15012"]
+        {
+            assert!(client(good, &roots).is_ok(), "{good}");
+        }
+        for bad in ["", "ca.example", "http://ca.example:15012", "ca.example:port", "https://:15012"] {
+            assert!(matches!(client(bad, &roots), Err(Error::CaAddress(_))), "{bad}");
+        }
+    }
+}

@@ -63,6 +63,15 @@ impl Verifier {
     /// What a handshake would have failed with.
     pub fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
         let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.check_chain(leaf, intermediates, now)
+    }
+
+    fn check_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
         let bundle = self.bundle_for(leaf)?;
         rustls::client::verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(leaf)?,
@@ -71,6 +80,7 @@ impl Verifier {
             now,
             self.algorithms.all,
         )
+        .map_err(chain_fault)
     }
 
     fn check_signature(
@@ -80,6 +90,17 @@ impl Verifier {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+}
+
+/// Two CAs may bear the same name (many call themselves after `cluster.local`). A certificate of the other one then
+/// fails on our root's key, and not on its name; it is an unknown issuer all the same.
+fn chain_fault(error: rustls::Error) -> rustls::Error {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            CertificateError::UnknownIssuer.into()
+        }
+        other => other,
     }
 }
 
@@ -97,14 +118,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let bundle = self.bundle_for(end_entity)?;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &bundle.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        self.check_chain(end_entity, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -144,7 +158,8 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.bundle_for(end_entity)?.clients.verify_client_cert(end_entity, intermediates, now)
+        let bundle = self.bundle_for(end_entity)?;
+        bundle.clients.verify_client_cert(end_entity, intermediates, now).map_err(chain_fault)
     }
 
     fn verify_tls12_signature(

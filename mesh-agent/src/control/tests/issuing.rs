@@ -220,6 +220,22 @@ async fn nothing_of_the_request_but_its_key_reaches_the_certificate() {
 }
 
 #[tokio::test]
+async fn a_hundred_identities_are_fetched_and_renewed_side_by_side() {
+    let mesh = Mesh::new(Duration::from_secs(6));
+    let accounts: Vec<String> = (0..100).map(|index| format!("account-{index}")).collect();
+    let pods = accounts.iter().map(|account| workload("shop", account, account, "node-1")).collect();
+    let config = MeshConfig { certificate_ttl: Duration::from_secs(6), ..MeshConfig::default() };
+    mesh.writer.publish(Snapshot::new(config, pods, Vec::new()));
+    let (address, stats) = mesh.start_control();
+    let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+    let identities = mesh.start_node("node-1", &address, &accounts).await;
+    until("each is renewed", || stats.counts().issued >= 200).await;
+    assert_eq!(identities.certificates().len(), 100);
+    assert!(accounts.iter().all(|account| identities.client_config(&id(account)).is_some()));
+    assert_eq!(identities.counts().failed, 0);
+}
+
+#[tokio::test]
 async fn ca_under_a_foreign_root_is_not_talked_to() {
     let (mesh, impostor) = (Mesh::new(HOUR), Mesh::new(HOUR));
     mesh.start_control();
