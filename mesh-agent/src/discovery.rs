@@ -27,6 +27,8 @@ pub mod files;
 pub mod objects;
 pub mod problem;
 pub mod resources;
+#[cfg(test)]
+mod testing;
 mod watch;
 
 pub use problem::Problem;

@@ -11,7 +11,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::model::{MeshConfig, OriginalDst, Service, ServicePort, Workload, WorkloadName, WorkloadUid};
+use crate::model::{
+    MeshConfig, OriginalDst, Service, ServiceName, ServicePort, Workload, WorkloadName, WorkloadUid,
+};
+
+#[cfg(test)]
+mod tests;
 
 /// One state of the mesh. Immutable.
 #[derive(Debug, Default)]
@@ -40,17 +45,24 @@ pub enum Destination {
 
 impl Snapshot {
     /// Builds the lookup tables. Pods of the host network are not found by IP: the address is the node's, not theirs.
-    pub fn new(config: MeshConfig, workloads: Vec<Workload>, services: Vec<Service>) -> Self {
+    ///
+    /// Where two pods claim one address, neither is found by it: the wrong one of them would be worse than none. Sources
+    /// settle such conflicts before, so this is the last line.
+    pub fn new(config: MeshConfig, workloads: Vec<Workload>, mut services: Vec<Service>) -> Self {
+        services.sort_by(|a, b| a.name.cmp(&b.name));
         let mut snapshot = Self { config, ..Self::default() };
+        let mut contested = Vec::new();
         for workload in workloads.into_iter().map(Arc::new) {
             if !workload.host_network {
                 for ip in &workload.addresses {
-                    snapshot.by_ip.insert(*ip, workload.clone());
+                    let other = snapshot.by_ip.insert(*ip, workload.clone());
+                    contested.extend(other.filter(|other| other.uid != workload.uid).map(|_| *ip));
                 }
             }
             snapshot.by_name.insert(workload.name.clone(), workload.clone());
             snapshot.workloads.insert(workload.uid.clone(), workload);
         }
+        snapshot.by_ip.retain(|ip, _| !contested.contains(ip));
         for service in services.into_iter().map(Arc::new) {
             for (index, port) in service.ports.iter().enumerate().filter(|(_, port)| !port.udp) {
                 for vip in &service.vips {
@@ -80,6 +92,17 @@ impl Snapshot {
     /// Every workload, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
+    }
+
+    /// Workloads of one node, in no order.
+    pub fn workloads_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> {
+        self.workloads.values().filter(move |workload| &*workload.node == node)
+    }
+
+    /// By namespace and name.
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        let index = self.services.binary_search_by(|service| service.name.cmp(name)).ok()?;
+        self.services.get(index)
     }
 
     /// Every service, sorted by name.

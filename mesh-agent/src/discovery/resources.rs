@@ -295,5 +295,10 @@ where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    T::deserialize(deserializer).map(Some)
+    let value = Option::<T>::deserialize(deserializer)?;
+    value.map(Some).ok_or_else(|| {
+        let message =
+            "null can be read in two ways: leave the field out for no restriction, or write an empty value";
+        serde::de::Error::custom(message)
+    })
 }

@@ -85,3 +85,153 @@ async fn settle(events: &mut mpsc::Receiver<()>) {
     let quiet = async { while let Ok(Some(())) = tokio::time::timeout(DEBOUNCE, events.recv()).await {} };
     let _ = tokio::time::timeout(DEBOUNCE_MAX, quiet).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use crate::discovery::testing::{World, pod};
+    use crate::discovery::{Discovery, Error, Settings, load, start};
+    use crate::lifecycle::shutdown;
+    use crate::registry::Registry;
+    use crate::{policy, registry};
+
+    use super::*;
+
+    /// Long enough for a busy machine; the tests end as soon as the state is there.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct Running {
+        world: World,
+        registry: Registry,
+        policies: policy::Policies,
+        discovery: Discovery,
+        stop: shutdown::Trigger,
+    }
+
+    fn run_on(files: &[(&str, &str)]) -> Running {
+        let world = World::new(files);
+        let (registry_writer, registry) = registry::new();
+        let (policy_writer, policies) = policy::new();
+        let (stop, shutdown) = shutdown::channel();
+        let settings = Settings { dir: world.path("") };
+        let discovery = start(settings, registry_writer, policy_writer, shutdown).unwrap();
+        Running { world, registry, policies, discovery, stop }
+    }
+
+    /// Waits until the pods with these names, and no others, are known.
+    async fn expect_pods(running: &Running, expected: &[&str]) {
+        let names = || {
+            let snapshot = running.registry.snapshot();
+            let mut names: Vec<_> = snapshot.workloads().map(|pod| pod.name.name.to_string()).collect();
+            names.sort();
+            names
+        };
+        let mut changes = running.registry.changes();
+        let arrived = async {
+            while names() != expected {
+                changes.changed().await.unwrap();
+            }
+        };
+        if tokio::time::timeout(PATIENCE, arrived).await.is_err() {
+            panic!("expected {expected:?}, found {:?}", names());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_state_is_published_before_start_returns() {
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", "kind: [")]);
+        assert_eq!(running.registry.snapshot().version, 1);
+        assert_eq!(running.registry.snapshot().workloads().count(), 1);
+        assert_eq!(*running.policies.changes().borrow(), 1);
+        assert_eq!((running.discovery.problem_count(), running.discovery.object_count()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn writes_renames_and_deletions_are_picked_up() {
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+        // In place.
+        running.world.write("a.yaml", &pod("b", "10.0.0.1"));
+        expect_pods(&running, &["b"]).await;
+        // A draft moved over the file, as editors and kubelets do.
+        running.world.write(".draft", &pod("c", "10.0.0.1"));
+        fs::rename(running.world.path(".draft"), running.world.path("a.yaml")).unwrap();
+        expect_pods(&running, &["c"]).await;
+        // In a new subdirectory.
+        running.world.write("deep/er/d.yaml", &pod("d", "10.0.0.2"));
+        expect_pods(&running, &["c", "d"]).await;
+        running.world.remove("a.yaml");
+        expect_pods(&running, &["d"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_broken_write_is_reported_and_changes_nothing_until_it_is_mended() {
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+        let mut changes = running.registry.changes();
+        changes.mark_unchanged();
+        running.world.write("a.yaml", "kind: [Pod");
+        tokio::time::timeout(PATIENCE, changes.changed()).await.expect("a publication").unwrap();
+        expect_pods(&running, &["a"]).await;
+        let problems = running.discovery.problems();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].file.as_deref(), Some(running.world.path("a.yaml").as_path()));
+        running.world.write("a.yaml", &pod("b", "10.0.0.2"));
+        expect_pods(&running, &["b"]).await;
+        assert_eq!(running.discovery.problem_count(), 0);
+    }
+
+    /// Without events (the watch is on another directory) the poll alone must find the change.
+    #[tokio::test]
+    async fn changes_without_events_are_found_by_polling() {
+        let world = World::new(&[]);
+        let (registry_writer, registry) = registry::new();
+        let (policy_writer, policies) = policy::new();
+        let source = crate::discovery::files::Source::new(world.path(""));
+        let discovery = Discovery(std::sync::Arc::default());
+        let publisher = Publisher {
+            source,
+            registry: registry_writer,
+            policies: policy_writer,
+            discovery: discovery.clone(),
+        };
+        let (sender, events) = mpsc::channel(1);
+        drop(sender);
+        tasks::spawn("poll", run(publisher, events));
+        let (stop, _) = shutdown::channel();
+        world.write("a.yaml", &pod("a", "10.0.0.1"));
+        let running = Running { world, registry, policies, discovery, stop };
+        expect_pods(&running, &["a"]).await;
+    }
+
+    #[tokio::test]
+    async fn shutdown_ends_the_watch_and_with_it_the_writers() {
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+        let mut changes = running.registry.changes();
+        changes.mark_unchanged();
+        running.stop.fire();
+        let end = tokio::time::timeout(PATIENCE, changes.changed()).await.expect("the task ends");
+        assert!(end.is_err(), "the writer is gone");
+    }
+
+    #[tokio::test]
+    async fn start_refuses_a_missing_directory_and_unusable_settings() {
+        let attempt = |dir: &Path| {
+            let (_stop, shutdown) = shutdown::channel();
+            start(Settings { dir: dir.to_owned() }, registry::new().0, policy::new().0, shutdown)
+        };
+        assert!(matches!(attempt(Path::new("/nonexistent/world")), Err(Error::Directory { .. })));
+        let text = "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: m}\nspec: {ca: {}}\n";
+        let world = World::new(&[("m.yaml", text)]);
+        match attempt(&world.path("")) {
+            Err(Error::MeshConfig(problem)) => {
+                assert_eq!((problem.line, problem.field.as_deref()), (Some(4), Some("spec.ca")));
+            }
+            other => panic!("{other:?}"),
+        }
+        // Tools still see the rest.
+        let (snapshot, policies, problems) = load(&world.path("")).unwrap();
+        assert_eq!((snapshot.workloads().count(), problems.len()), (0, 1));
+        assert_eq!(policies.default_inbound(), crate::model::DefaultInbound::Deny);
+    }
+}

@@ -368,10 +368,14 @@ impl fmt::Display for Placed {
     }
 }
 
-/// The parsers put path and place into their text; both are told apart here.
+/// The parsers put place and path (of the field, or of what holds it) into their text; both are told apart here.
 fn bare_message<'a>(text: &'a str, path: &str) -> &'a str {
-    let text = text.strip_prefix(path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text);
-    text.rfind(" at line ").map_or(text, |end| &text[..end])
+    let text = match text.split_once(": ") {
+        Some((head, rest)) if path.starts_with(head) => rest,
+        _ => text,
+    };
+    // What follows counts lines from the document's own beginning.
+    text.find(" at line ").map_or(text, |end| &text[..end])
 }
 
 /// Follows a path into a document and raises an error where it ends, since only errors know their place.
