@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 use super::tls::record::{HEADER_BYTES as TLS_HEADER_BYTES, TRAILER_BYTES};
 use super::tls::{self, Established, Opened, Tls};
 use super::tunnel::codec::{self, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::telemetry::Telemetry;
+
 use super::tunnel::{
     Decoder, Disposition, Event, Kind, Malformed, Open, ResetReason, Role, Session, Violation,
 };
@@ -99,12 +101,32 @@ pub struct Carrier {
     unsent: Vec<u8>,
     unsent_at: usize,
     closed_on_purpose: bool,
+    key_exchange: &'static str,
+    _counted: Counted,
+}
+
+/// Counts a tunnel as open while it lives.
+#[derive(Debug)]
+pub struct Counted(Telemetry);
+
+impl Counted {
+    /// One more.
+    pub fn new(telemetry: &Telemetry) -> Self {
+        telemetry.tunnel_opened();
+        Self(telemetry.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.tunnel_closed();
+    }
 }
 
 impl Carrier {
     /// Takes over a connection after its handshake.
-    pub fn new(stream: TcpStream, established: Established, role: Role) -> Self {
-        let Established { tls, unsent, early_plaintext, tail, .. } = established;
+    pub fn new(stream: TcpStream, established: Established, role: Role, counted: Counted) -> Self {
+        let Established { tls, key_exchange, unsent, early_plaintext, tail, .. } = established;
         Self {
             stream,
             tls,
@@ -115,12 +137,19 @@ impl Carrier {
             unsent,
             unsent_at: 0,
             closed_on_purpose: false,
+            key_exchange,
+            _counted: counted,
         }
     }
 
     /// The socket, to wait on and to ask for addresses.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// The key exchange group of the handshake.
+    pub fn key_exchange(&self) -> &'static str {
+        self.key_exchange
     }
 
     /// Where the connection stands.

@@ -81,6 +81,17 @@ impl First {
         }
     }
 
+    /// Nothing, and nothing will be kept: for who never tries elsewhere.
+    pub fn none() -> Self {
+        Self { forgotten: true, ..Self::default() }
+    }
+
+    /// Gives the bytes away, and whether the client has ended after them; nothing can be replayed from here on.
+    pub fn take(&mut self) -> (Vec<u8>, bool) {
+        self.forgotten = true;
+        (std::mem::take(&mut self.bytes), self.end)
+    }
+
     /// The bytes so far.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -14,11 +14,14 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::crypto::SupportedKxGroup;
 use rustls::kernel::KernelConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion, ServerConfig};
+use rustls::{
+    ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, NamedGroup, ProtocolVersion, ServerConfig,
+};
 use tokio::net::TcpStream;
 
 use record::{Content, HEADER_BYTES, Key, TRAILER_BYTES};
@@ -75,6 +78,8 @@ pub struct Established {
     pub tls: Tls,
     /// The peer's chain, leaf first, verified against the trust bundles by the configuration's verifier.
     pub peer_certificates: Vec<CertificateDer<'static>>,
+    /// The key exchange group that was agreed on.
+    pub key_exchange: &'static str,
     /// Our last flight, not sent yet: it travels with the first frame.
     pub unsent: Vec<u8>,
     /// Plaintext that arrived together with the peer's last flight.
@@ -98,8 +103,9 @@ pub async fn connect(
     require(connection.alpn_protocol() == Some(alpn), Error::Protocol)?;
     require(connection.protocol_version() == Some(ProtocolVersion::TLSv1_3), Error::Suite)?;
     let peer_certificates = owned(connection.peer_certificates());
+    let key_exchange = group_name(connection.negotiated_key_exchange_group());
     let (secrets, schedule) = connection.dangerous_into_kernel_connection().map_err(Error::Handshake)?;
-    flights.established(secrets, Schedule::Client(schedule), peer_certificates)
+    flights.established(secrets, Schedule::Client(schedule), peer_certificates, key_exchange)
 }
 
 /// Shakes hands as server. `alpn` must be what comes out of the negotiation.
@@ -116,8 +122,9 @@ pub async fn accept(
     require(connection.alpn_protocol() == Some(alpn), Error::Protocol)?;
     require(connection.protocol_version() == Some(ProtocolVersion::TLSv1_3), Error::Suite)?;
     let peer_certificates = owned(connection.peer_certificates());
+    let key_exchange = group_name(connection.negotiated_key_exchange_group());
     let (secrets, schedule) = connection.dangerous_into_kernel_connection().map_err(Error::Handshake)?;
-    flights.established(secrets, Schedule::Server(schedule), peer_certificates)
+    flights.established(secrets, Schedule::Server(schedule), peer_certificates, key_exchange)
 }
 
 fn require(holds: bool, otherwise: Error) -> Result<(), Error> {
@@ -126,6 +133,15 @@ fn require(holds: bool, otherwise: Error) -> Result<(), Error> {
 
 fn owned(chain: Option<&[CertificateDer<'static>]>) -> Vec<CertificateDer<'static>> {
     chain.map_or_else(Vec::new, <[_]>::to_vec)
+}
+
+fn group_name(group: Option<&'static dyn SupportedKxGroup>) -> &'static str {
+    match group.map(|group| group.name()) {
+        Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
+        Some(NamedGroup::X25519) => "X25519",
+        Some(NamedGroup::secp256r1) => "secp256r1",
+        _ => "other",
+    }
 }
 
 /// The two ends differ only in their types.
@@ -265,6 +281,7 @@ impl Flights {
         secrets: ExtractedSecrets,
         schedule: Schedule,
         peer_certificates: Vec<CertificateDer<'static>>,
+        key_exchange: &'static str,
     ) -> Result<Established, Error> {
         self.incoming.truncate(self.filled_bytes);
         let tls = Tls {
@@ -275,6 +292,7 @@ impl Flights {
         Ok(Established {
             tls,
             peer_certificates,
+            key_exchange,
             unsent: self.outgoing,
             early_plaintext: self.early_plaintext,
             tail: self.incoming,

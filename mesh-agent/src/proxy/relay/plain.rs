@@ -24,9 +24,9 @@ pub async fn plain(
     close: &CloseSignal,
     scratch: &RefCell<Scratch>,
 ) -> Outcome {
-    let mut up = Way { from: app, to: peer, pending, pending_at: 0, ended: app_ended, shut: false, bytes: 0 };
-    let mut down =
-        Way { from: peer, to: app, pending: Vec::new(), pending_at: 0, ended: false, shut: false, bytes: 0 };
+    let mut up = Way::new(app, peer);
+    (up.bytes, up.pending, up.ended) = (pending.len() as u64, pending, app_ended);
+    let mut down = Way::new(peer, app);
     let outcome = poll_fn(|context| {
         if let Some(ending) = close.poll(context) {
             return Poll::Ready(Outcome::Told(ending));
@@ -86,7 +86,11 @@ struct Way<'a> {
     bytes: u64,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    fn new(from: &'a TcpStream, to: &'a TcpStream) -> Self {
+        Self { from, to, pending: Vec::new(), pending_at: 0, ended: false, shut: false, bytes: 0 }
+    }
+
     fn step(&mut self, buffer: &mut [u8]) -> Result<(Wait, usize), Fault> {
         let mut moved = 0;
         loop {

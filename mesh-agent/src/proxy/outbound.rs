@@ -1,0 +1,343 @@
+//! What a pod dials.
+//!
+//! [`serve`] is the table of contents of this half of the data path: origin, destination, endpoint, tunnel or plain,
+//! relay, ending. Nothing here reads the application's bytes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use std::net::SocketAddr;
+use tokio::net::TcpStream;
+
+use super::carrier::{self, Carrier, Counted};
+use super::endpoint::{self, Target};
+use super::open::CloseSignal;
+use super::pool::Pair;
+use super::relay::{self, First, Outcome};
+use super::report::Report;
+use super::tunnel::{self, Open, Protocol, ResetReason, Role};
+use super::worker::{Local, Served};
+use super::{dial, tls};
+use crate::capture::{Origin, Pod};
+use crate::identity;
+use crate::lifecycle::clock;
+use crate::model::ending::Retry;
+use crate::model::{ClientAddr, Ending, Path, Workload};
+use crate::telemetry::{Reporter, TunnelRole};
+
+/// One connection, from accept to its record.
+pub async fn serve(local: Rc<Local>, pod: Rc<Served>, app: TcpStream, client: SocketAddr) {
+    let client = ClientAddr::new(client);
+    let mut report = Report::new(&local.handles.telemetry, Reporter::Source, client);
+    let ending = match journey(&local, &pod, &app, client, &mut report).await {
+        Ok((ending, used)) => {
+            let ending = end_app(app, ending);
+            report.close(ending);
+            return give_back(&local, used).await;
+        }
+        Err(ending) => end_app(app, ending),
+    };
+    report.close(ending);
+}
+
+/// A tunnel after its connection.
+struct Used {
+    pair: Pair,
+    carrier: Box<Carrier>,
+    config: Arc<ClientConfig>,
+}
+
+async fn journey(
+    local: &Local,
+    served: &Served,
+    app: &TcpStream,
+    client: ClientAddr,
+    report: &mut Report,
+) -> Result<(Ending, Option<Used>), Ending> {
+    let source = served.pod.workload();
+    report.source = Some(source.clone());
+    let origin = local.handles.origins.take(&served.pod, client.addr()).ok_or(Ending::UnknownDestination)?;
+    report.dialled = Some(origin.dialled);
+    let mesh = local.handles.registry.snapshot();
+    if endpoint::is_loop(&mesh, &source, origin, &served.ports) {
+        return Err(Ending::Loop);
+    }
+    let destination = mesh.resolve(origin.dialled);
+    if let crate::registry::Destination::Service(service, _) = &destination {
+        report.service = Some(service.name.clone());
+    }
+    let entry = local.open.enter(served.pod.clone(), None);
+    let mut first = First::default();
+    first.read_now(app);
+    let mut tried = Vec::new();
+    loop {
+        let target = endpoint::pick(
+            &mesh,
+            &destination,
+            origin,
+            &source,
+            &tried,
+            &local.connections,
+            &mut local.rng.borrow_mut(),
+        )
+        .ok_or(if tried.is_empty() { Ending::NoEndpoint } else { Ending::Unreachable });
+        // When every endpoint has been tried, the last one's answer is the client's.
+        let target = match (target, report.ending_of_last_try.take()) {
+            (Ok(target), _) => target,
+            (Err(_), Some(ending)) => return Err(ending),
+            (Err(ending), None) => return Err(ending),
+        };
+        report.endpoint = Some(target.address);
+        report.destination = target.workload.clone();
+        let _counted = local.connections.begin(target.address.addr());
+        let attempt =
+            Attempt { local, pod: &served.pod, source: &source, app, client, origin, target: &target };
+        let (ending, used) = attempt.run(&mut first, &entry.close, report).await;
+        let again = ending.retry() == Retry::Safe
+            && first.may_be_replayed()
+            && tried.len() + 1 < local.settings.endpoints_max;
+        if !again {
+            return Ok((ending, used));
+        }
+        tracing::debug!(endpoint = %target.address, %ending, "trying another endpoint");
+        report.ending_of_last_try = Some(ending);
+        tried.push(target.address.addr());
+        give_back(local, used).await;
+    }
+}
+
+/// One endpoint, tried once.
+struct Attempt<'a> {
+    local: &'a Local,
+    pod: &'a Arc<Pod>,
+    source: &'a Arc<Workload>,
+    app: &'a TcpStream,
+    client: ClientAddr,
+    origin: Origin,
+    target: &'a Target,
+}
+
+impl Attempt<'_> {
+    async fn run(
+        &self,
+        first: &mut First,
+        close: &CloseSignal,
+        report: &mut Report,
+    ) -> (Ending, Option<Used>) {
+        let result = match self.target.tunnelled(self.source) {
+            Some(destination) => self.through_tunnel(destination, first, close, report).await,
+            None => self.plain(first, close, report).await.map(|ending| (ending, None)),
+        };
+        result.unwrap_or_else(|ending| (ending, None))
+    }
+
+    async fn plain(
+        &self,
+        first: &mut First,
+        close: &CloseSignal,
+        report: &mut Report,
+    ) -> Result<Ending, Ending> {
+        report.path = Path::Plain;
+        let limit = self.local.settings.connect_timeout;
+        let peer = dial::from_pod(self.pod, self.target.address.addr(), limit).await?;
+        report.opened();
+        let (pending, ended) = first.take();
+        let outcome =
+            relay::plain(self.app, &peer, pending, ended, &mut report.bytes, close, &self.local.scratch)
+                .await;
+        let ending = ending_of(&outcome);
+        if ending != Ending::Closed {
+            relay::reset_on_close(&peer);
+        }
+        Ok(ending)
+    }
+
+    async fn through_tunnel(
+        &self,
+        destination: &Arc<Workload>,
+        first: &mut First,
+        close: &CloseSignal,
+        report: &mut Report,
+    ) -> Result<(Ending, Option<Used>), Ending> {
+        report.path = Path::Tunnel;
+        report.source_identity = Some(self.source.identity.clone());
+        let pair = Pair { source: self.source.uid.clone(), destination: destination.uid.clone() };
+        let credentials = &self.local.handles.credentials;
+        let config = credentials.client_config(&self.source.identity).ok_or(Ending::NoCertificate)?;
+        let mut pooled = self.local.pool.take(&pair, &config, clock::now());
+        loop {
+            let is_reused = pooled.is_some();
+            let mut carrier = match pooled.take() {
+                Some(carrier) => carrier,
+                None => self.new_tunnel(destination, config.clone(), report).await?,
+            };
+            report.destination_identity = Some(destination.identity.clone());
+            report.key_exchange = Some(carrier.key_exchange());
+            report.opened();
+            let outcome = match carrier.put_open(&self.open(), first.bytes(), first.end()) {
+                Ok(()) => {
+                    report.bytes.from_app = first.bytes().len() as u64;
+                    relay::tunnelled(
+                        self.app,
+                        &mut carrier,
+                        Role::Opener,
+                        first,
+                        &mut report.bytes,
+                        close,
+                        &self.local.scratch,
+                    )
+                    .await
+                }
+                Err(error) => Outcome::Broken(error),
+            };
+            if is_reused && first.may_be_replayed() && was_never_seen(&outcome, first) {
+                continue;
+            }
+            let ending = ending_of(&outcome);
+            if let Outcome::Broken(error) = outcome {
+                note_broken(&error, report);
+                return Ok((ending, None));
+            }
+            return Ok((ending, Some(Used { pair, carrier, config })));
+        }
+    }
+
+    fn open(&self) -> Open {
+        Open {
+            destination: self.target.address,
+            client: self.client,
+            dialled: self.origin.dialled,
+            protocol: Protocol::Tcp,
+            trace: None,
+        }
+    }
+
+    /// Dials the destination pod's tunnel port and makes sure of who answers before any byte is sent.
+    async fn new_tunnel(
+        &self,
+        destination: &Workload,
+        config: Arc<ClientConfig>,
+        report: &mut Report,
+    ) -> Result<Box<Carrier>, Ending> {
+        let result = Box::pin(self.shake_hands(destination, config, report)).await;
+        let label = result.as_ref().map_or_else(|ending| ending.label(), |_| "success");
+        self.local.handles.telemetry.tunnel_handshake(TunnelRole::Client, label);
+        result
+    }
+
+    async fn shake_hands(
+        &self,
+        destination: &Workload,
+        config: Arc<ClientConfig>,
+        report: &mut Report,
+    ) -> Result<Box<Carrier>, Ending> {
+        let settings = &self.local.settings;
+        let _turn = self.local.handshakes.acquire().await.map_err(|_closed| Ending::Shutdown)?;
+        let ip = self.target.address.ip();
+        let stream =
+            dial::from_pod(self.pod, SocketAddr::new(ip, tunnel::PORT), settings.connect_timeout).await?;
+        let shaking = tls::connect(&stream, config, ServerName::IpAddress(ip.into()), tunnel::ALPN);
+        let established = match tokio::time::timeout(settings.handshake_timeout, shaking).await {
+            Ok(Ok(established)) => established,
+            Ok(Err(error)) => {
+                report.reason = Some(tls_label(&error).into());
+                tracing::warn!(endpoint = %self.target.address, expected = %destination.identity,
+                    error = &error as &dyn std::error::Error, "tunnel handshake failed");
+                return Err(Ending::TlsFailed);
+            }
+            Err(_elapsed) => {
+                report.reason = Some("handshake_timeout".into());
+                return Err(Ending::TlsFailed);
+            }
+        };
+        let peer = identity::peer_identity(&established.peer_certificates).ok();
+        if peer.as_ref() != Some(&destination.identity) {
+            tracing::warn!(endpoint = %self.target.address, expected = %destination.identity,
+                found = peer.as_ref().map(tracing::field::display), "the peer is somebody else");
+            report.destination_identity = peer;
+            return Err(Ending::IdentityMismatch);
+        }
+        let counted = Counted::new(&self.local.handles.telemetry);
+        Ok(Box::new(Carrier::new(stream, established, Role::Opener, counted)))
+    }
+}
+
+/// Whether the peer cannot have acted on anything: it closed the idle tunnel on purpose, or all that we sent was OPEN.
+fn was_never_seen(outcome: &Outcome, first: &First) -> bool {
+    match outcome {
+        Outcome::Broken(carrier::Error::Closed { on_purpose: true }) => true,
+        Outcome::Broken(carrier::Error::Closed { .. } | carrier::Error::Io(_)) => first.bytes().is_empty(),
+        _ => false,
+    }
+}
+
+fn note_broken(error: &carrier::Error, report: &mut Report) {
+    if let carrier::Error::Tls(error) = error {
+        report.reason = Some(tls_label(error).into());
+    }
+    tracing::warn!(
+        endpoint = report.endpoint.map(tracing::field::display),
+        error = error as &dyn std::error::Error,
+        "tunnel broke"
+    );
+}
+
+/// Stable label of a TLS failure.
+pub(super) fn tls_label(error: &tls::Error) -> &'static str {
+    match error {
+        tls::Error::NotTls => "plaintext_on_tunnel_port",
+        tls::Error::ClosedInHandshake => "closed_in_handshake",
+        tls::Error::Handshake(error) => identity::refusal_label(error),
+        tls::Error::FlightTooLarge => "flight_too_large",
+        tls::Error::Protocol => "no_common_protocol",
+        tls::Error::Suite => "unsupported_suite",
+        tls::Error::Alert(_) => "alert_from_peer",
+        tls::Error::BadRecord => "bad_record",
+        tls::Error::Message(_) => "unexpected_message",
+        tls::Error::Seal => "seal",
+        tls::Error::Io(_) => "socket",
+    }
+}
+
+/// How it ended, as the client's side sees it.
+fn ending_of(outcome: &Outcome) -> Ending {
+    match outcome {
+        Outcome::Closed => Ending::Closed,
+        Outcome::AppReset => Ending::ClientReset,
+        Outcome::Told(ending) => *ending,
+        // A server refuses a client certificate after the client's handshake is over (RFC 8446 section 4.4.2.4).
+        Outcome::Broken(carrier::Error::Tls(tls::Error::Alert(_))) => Ending::TlsFailed,
+        Outcome::Broken(_) => Ending::TunnelFailed,
+        Outcome::PeerReset { reason } => match reason {
+            ResetReason::Application => Ending::ServerReset,
+            ResetReason::ConnectRefused => Ending::ConnectRefused,
+            ResetReason::ConnectTimeout => Ending::ConnectTimeout,
+            ResetReason::Unreachable | ResetReason::NotHere => Ending::Unreachable,
+            ResetReason::PolicyDenied => Ending::PolicyDenied,
+            ResetReason::PolicyRevoked => Ending::PolicyRevoked,
+            ResetReason::Shutdown => Ending::Shutdown,
+            ResetReason::Exhausted => Ending::Exhausted,
+            ResetReason::Protocol | ResetReason::NotNegotiated | ResetReason::Other(_) => {
+                Ending::TunnelFailed
+            }
+        },
+    }
+}
+
+/// Closes the application's socket the way the connection ended.
+fn end_app(app: TcpStream, ending: Ending) -> Ending {
+    if ending != Ending::Closed {
+        relay::reset_on_close(&app);
+    }
+    ending
+}
+
+/// Puts a tunnel back for the next connection, once it is clean.
+async fn give_back(local: &Local, used: Option<Used>) {
+    let Some(Used { pair, mut carrier, config }) = used else { return };
+    if relay::settle(&mut carrier, local.settings.settle_timeout, &local.scratch).await {
+        local.pool.put(pair, carrier, config, clock::now());
+    }
+}

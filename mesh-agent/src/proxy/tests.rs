@@ -1,0 +1,443 @@
+//! Whole journeys: application, source agent, tunnel, destination agent, application, over loopback sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::testing::{World, id};
+use crate::model::{
+    Action, AuthorizationPolicy, ClientAddr, DefaultInbound, MeshConfig, PolicyName, Rule, Source,
+};
+use crate::policy::PolicySet;
+
+/// A server application in a pod, and what it accepts.
+async fn server(world: &World, host: u8) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((world.ip(host), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Two pods, each on its worker, with a server application in the second.
+async fn two_pods() -> (World, SocketAddr, TcpListener, SocketAddr) {
+    let mut world = World::new();
+    let outbound = world.add_pod("client", 1);
+    world.add_pod("server", 2);
+    let (listener, address) = server(&world, 2).await;
+    (world, outbound, listener, address)
+}
+
+async fn say(stream: &mut TcpStream, text: &[u8]) {
+    stream.write_all(text).await.unwrap();
+}
+
+async fn hear(stream: &mut TcpStream, text: &[u8]) {
+    let mut heard = vec![0; text.len()];
+    tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut heard))
+        .await
+        .expect("in time")
+        .unwrap();
+    assert_eq!(heard, text);
+}
+
+/// The next read fails with a reset.
+async fn is_reset(stream: &mut TcpStream) {
+    let read =
+        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+async fn is_ended(stream: &mut TcpStream) {
+    let read =
+        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
+    assert_eq!(read.unwrap(), 0);
+}
+
+fn policy(name: &str, action: Action, source: Source) -> Arc<AuthorizationPolicy> {
+    Arc::new(AuthorizationPolicy {
+        name: PolicyName { namespace: "default".into(), name: name.into() },
+        cluster_wide: false,
+        selectors: Vec::new(),
+        action,
+        rules: vec![Rule { sources: Some(vec![source]), ports: None }],
+        unusable: None,
+    })
+}
+
+fn publish(world: &World, policies: Vec<Arc<AuthorizationPolicy>>) {
+    let trust_domain = MeshConfig::default().trust_domain;
+    world.policies.publish(PolicySet::new(policies, DefaultInbound::Permissive, trust_domain));
+}
+
+#[tokio::test]
+async fn a_connection_travels_through_a_tunnel_and_is_told_by_both_ends() {
+    let (world, outbound, listener, address) = two_pods().await;
+    let mut client = world.dial(outbound, address).await;
+    let client_address = client.local_addr().unwrap();
+    say(&mut client, b"ping").await;
+    let (mut app, agent) = listener.accept().await.unwrap();
+    assert_eq!(world.origins.shown(agent), Some(ClientAddr::new(client_address)));
+    hear(&mut app, b"ping").await;
+    say(&mut app, b"pong!").await;
+    hear(&mut client, b"pong!").await;
+    drop(client);
+    is_ended(&mut app).await;
+    drop(app);
+    let records = world.records(2).await;
+    for record in &records {
+        assert_eq!(record["path"], "tunnel");
+        assert_eq!(record["ending"], "closed");
+        assert_eq!(record["bytes_sent"], 4);
+        assert_eq!(record["bytes_received"], 5);
+        assert_eq!(record["source"]["workload"], "client");
+        assert_eq!(record["destination"]["workload"], "server");
+        assert_eq!(record["source"]["identity"], id("client").as_str());
+        assert_eq!(record["destination"]["identity"], id("server").as_str());
+        assert_eq!(record["tls"]["key_exchange"], "X25519MLKEM768");
+        assert_eq!(record["source"]["address"], client_address.to_string());
+    }
+    assert_eq!(world.origins.shown_len(), 0);
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard() {
+    let (world, outbound, listener, address) = two_pods().await;
+    let mut client = world.dial(outbound, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    say(&mut app, b"220 hello").await;
+    hear(&mut client, b"220 hello").await;
+}
+
+#[tokio::test]
+async fn half_closes_travel_both_ways() {
+    let (world, outbound, listener, address) = two_pods().await;
+    for client_first in [true, false] {
+        let mut client = world.dial(outbound, address).await;
+        let (mut app, _) = listener.accept().await.unwrap();
+        let (first, second) = if client_first { (&mut client, &mut app) } else { (&mut app, &mut client) };
+        say(first, b"last words").await;
+        first.shutdown().await.unwrap();
+        hear(second, b"last words").await;
+        is_ended(second).await;
+        say(second, b"answer").await;
+        hear(first, b"answer").await;
+        second.shutdown().await.unwrap();
+        is_ended(first).await;
+    }
+    assert!(world.records(4).await.iter().all(|record| record["ending"] == "closed"));
+}
+
+#[tokio::test]
+async fn a_client_reset_reaches_the_server_as_a_reset() {
+    let (world, outbound, listener, address) = two_pods().await;
+    let client = world.dial(outbound, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    client.set_zero_linger().unwrap();
+    drop(client);
+    is_reset(&mut app).await;
+    assert!(world.records(2).await.iter().all(|record| record["ending"] == "client_reset"));
+}
+
+#[tokio::test]
+async fn a_server_reset_reaches_the_client_as_a_reset() {
+    let (world, outbound, listener, address) = two_pods().await;
+    let mut client = world.dial(outbound, address).await;
+    let (app, _) = listener.accept().await.unwrap();
+    app.set_zero_linger().unwrap();
+    drop(app);
+    is_reset(&mut client).await;
+    assert!(world.records(2).await.iter().all(|record| record["ending"] == "server_reset"));
+}
+
+#[tokio::test]
+async fn a_refused_connect_is_a_reset_at_the_client_and_leaves_the_tunnel_usable() {
+    let (world, outbound, listener, address) = two_pods().await;
+    drop(listener);
+    let mut client = world.dial(outbound, address).await;
+    say(&mut client, b"anybody?").await;
+    is_reset(&mut client).await;
+    assert!(world.records(2).await.iter().all(|record| record["ending"] == "connect_refused"));
+    let listener = TcpListener::bind(address).await.unwrap();
+    let mut client = world.dial(outbound, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    say(&mut client, b"again").await;
+    hear(&mut app, b"again").await;
+    assert_eq!(world.metric("weft_tunnel_handshakes_total{role=\"client\",result=\"success\"}"), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_tunnel_is_reused_without_a_second_handshake() {
+    let (world, outbound, listener, address) = two_pods().await;
+    for round in 0..20_usize {
+        let mut client = world.dial(outbound, address).await;
+        let (mut app, _) = listener.accept().await.unwrap();
+        say(&mut client, b"q").await;
+        hear(&mut app, b"q").await;
+        say(&mut app, b"a").await;
+        if round % 2 == 0 {
+            drop(app);
+            hear(&mut client, b"a").await;
+            is_ended(&mut client).await;
+            drop(client);
+        } else {
+            hear(&mut client, b"a").await;
+            drop(client);
+            is_ended(&mut app).await;
+            drop(app);
+        }
+        world.records(2 * (round + 1)).await;
+        // The last DONE follows the record by less than this.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(world.metric("weft_tunnel_handshakes_total{role=\"client\",result=\"success\"}"), Some(1.0));
+    assert_eq!(world.metric("weft_tunnels_open"), Some(2.0));
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_makes_a_new_tunnel() {
+    let (world, outbound, listener, address) = two_pods().await;
+    for _ in 0..2 {
+        let client = world.dial(outbound, address).await;
+        let (mut app, _) = listener.accept().await.unwrap();
+        drop(client);
+        is_ended(&mut app).await;
+        drop(app);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        world.credentials.rotate();
+    }
+    assert_eq!(world.metric("weft_tunnel_handshakes_total{role=\"client\",result=\"success\"}"), Some(2.0));
+}
+
+#[tokio::test]
+async fn large_transfers_in_both_directions_at_once_are_exact() {
+    const BYTES: usize = 24 << 20;
+    let (world, outbound, listener, address) = two_pods().await;
+    let client = world.dial(outbound, address).await;
+    let (app, _) = listener.accept().await.unwrap();
+    async fn write(mut half: tokio::net::tcp::OwnedWriteHalf, seed: u64) {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut left = BYTES;
+        while left > 0 {
+            let mut chunk = vec![0; rng.usize(1..200_000).min(left)];
+            let mut content = fastrand::Rng::with_seed(seed ^ left as u64);
+            content.fill(&mut chunk);
+            half.write_all(&chunk).await.unwrap();
+            left -= chunk.len();
+            if rng.u8(..) < 8 {
+                tokio::time::sleep(Duration::from_micros(rng.u64(..2000))).await;
+            }
+        }
+        half.shutdown().await.unwrap();
+    }
+    async fn read(mut half: tokio::net::tcp::OwnedReadHalf, seed: u64) {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut left = BYTES;
+        while left > 0 {
+            let mut expected = vec![0; rng.usize(1..200_000).min(left)];
+            let mut content = fastrand::Rng::with_seed(seed ^ left as u64);
+            content.fill(&mut expected);
+            let mut chunk = vec![0; expected.len()];
+            half.read_exact(&mut chunk).await.unwrap();
+            assert!(chunk == expected, "difference with {left} bytes to go");
+            left -= chunk.len();
+            if rng.u8(..) < 8 {
+                rng.u64(..2000);
+            }
+        }
+        assert_eq!(half.read(&mut [0]).await.unwrap(), 0);
+    }
+    let ((client_read, client_write), (app_read, app_write)) = (client.into_split(), app.into_split());
+    tokio::join!(write(client_write, 1), read(app_read, 1), write(app_write, 2), read(client_read, 2));
+    let records = world.records(2).await;
+    assert!(records.iter().all(|record| record["ending"] == "closed" && record["bytes_sent"] == BYTES));
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_stops_the_writer() {
+    let (world, outbound, listener, address) = two_pods().await;
+    let mut client = world.dial(outbound, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    let chunk = vec![7; 64 * 1024];
+    let mut written = 0_usize;
+    while let Ok(result) = tokio::time::timeout(Duration::from_millis(300), client.write(&chunk)).await {
+        written += result.unwrap();
+        assert!(written < 64 << 20, "nothing stops the writer");
+    }
+    // Kernel buffers of four sockets, and one batch each way per agent.
+    client.shutdown().await.unwrap();
+    let mut heard = 0;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match app.read(&mut buffer).await.unwrap() {
+            0 => break,
+            read => heard += read,
+        }
+    }
+    assert_eq!(heard, written);
+}
+
+#[tokio::test]
+async fn another_endpoint_is_tried_when_one_refuses_and_the_first_words_are_repeated() {
+    let (mut world, outbound, listener, address) = two_pods().await;
+    world.add_pod("second", 3);
+    let dead = { server(&world, 3).await.1 };
+    let vip = world.ip(200);
+    world.add_service("shop", vip, &[dead, address]);
+    for _ in 0..8 {
+        let mut client = world.dial_drawn(outbound, SocketAddr::new(vip, 80), Some(dead)).await;
+        say(&mut client, b"hello").await;
+        let (mut app, _) = listener.accept().await.unwrap();
+        hear(&mut app, b"hello").await;
+        say(&mut app, b"there").await;
+        hear(&mut client, b"there").await;
+    }
+    let records = world.records(8).await;
+    let refused = records.iter().filter(|record| record["ending"] == "connect_refused");
+    assert!(
+        refused.clone().count() > 0 && refused.into_iter().all(|record| record["reporter"] == "destination")
+    );
+}
+
+#[tokio::test]
+async fn when_every_endpoint_refuses_so_does_the_service() {
+    let (mut world, outbound, listener, address) = two_pods().await;
+    drop(listener);
+    let vip = world.ip(200);
+    world.add_service("shop", vip, &[address]);
+    let mut client = world.dial(outbound, SocketAddr::new(vip, 80)).await;
+    is_reset(&mut client).await;
+    let records = world.records(2).await;
+    let source = records.iter().find(|record| record["reporter"] == "source").unwrap();
+    assert_eq!(source["ending"], "connect_refused");
+    assert_eq!(source["destination"]["service"], "default/shop");
+}
+
+#[tokio::test]
+async fn a_service_without_endpoints_and_an_unknown_socket_are_refused() {
+    let (mut world, outbound, _listener, _address) = two_pods().await;
+    let vip = world.ip(200);
+    world.add_service("empty", vip, &[]);
+    is_reset(&mut world.dial(outbound, SocketAddr::new(vip, 80)).await).await;
+    is_reset(&mut TcpStream::connect(outbound).await.unwrap()).await;
+    let endings: Vec<_> = world.records(2).await.iter().map(|record| record["ending"].clone()).collect();
+    assert_eq!(endings, ["no_endpoint", "unknown_destination"]);
+}
+
+#[tokio::test]
+async fn ways_back_into_the_agent_are_refused() {
+    let (world, outbound, _listener, _address) = two_pods().await;
+    let targets = [
+        outbound,
+        SocketAddr::new(world.ip(1), super::tunnel::PORT),
+        SocketAddr::new(world.ip(2), super::tunnel::PORT),
+    ];
+    for target in targets {
+        is_reset(&mut world.dial(outbound, target).await).await;
+    }
+    assert!(world.records(3).await.iter().all(|record| record["ending"] == "loop"));
+}
+
+#[tokio::test]
+async fn policy_refuses_before_any_byte_reaches_the_application() {
+    let (world, outbound, listener, address) = two_pods().await;
+    publish(&world, vec![policy("keep-out", Action::Deny, Source::Spiffe(id("client").to_string()))]);
+    let mut client = world.dial(outbound, address).await;
+    say(&mut client, b"let me in").await;
+    is_reset(&mut client).await;
+    let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+    assert!(accepted.is_err(), "the application saw a connection");
+    let records = world.records(2).await;
+    assert!(records.iter().all(|record| record["ending"] == "policy_denied"));
+    let reason = |reporter| {
+        let record = records.iter().find(|record| record["reporter"] == reporter).unwrap();
+        record.get("reason").and_then(|reason| reason.as_str())
+    };
+    assert_eq!(reason("destination"), Some("default/keep-out"));
+    assert_eq!(reason("source"), None, "the name does not travel");
+    // The tunnel is as good as before once the policy is gone.
+    publish(&world, Vec::new());
+    let mut client = world.dial(outbound, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    say(&mut client, b"now").await;
+    hear(&mut app, b"now").await;
+    assert_eq!(world.metric("weft_tunnel_handshakes_total{role=\"client\",result=\"success\"}"), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_policy_change_closes_the_losers_and_only_them() {
+    let (mut world, outbound, listener, address) = two_pods().await;
+    let other = world.add_pod("other", 3);
+    let mut loser = world.dial(outbound, address).await;
+    let (mut loser_app, _) = listener.accept().await.unwrap();
+    let mut winner = world.dial(other, address).await;
+    let (mut winner_app, _) = listener.accept().await.unwrap();
+    publish(&world, vec![policy("keep-out", Action::Deny, Source::Spiffe(id("client").to_string()))]);
+    is_reset(&mut loser).await;
+    is_reset(&mut loser_app).await;
+    say(&mut winner, b"still here").await;
+    hear(&mut winner_app, b"still here").await;
+    assert!(world.records(2).await.iter().all(|record| record["ending"] == "policy_revoked"));
+}
+
+#[tokio::test]
+async fn a_destination_with_another_identity_gets_no_byte() {
+    let (world, outbound, listener, address) = two_pods().await;
+    world.credentials.impostors.lock().insert(id("server"), id("mallory"));
+    let mut client = world.dial(outbound, address).await;
+    say(&mut client, b"secret").await;
+    is_reset(&mut client).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err());
+    let records = world.records(1).await;
+    let source = records.iter().find(|record| record["reporter"] == "source").unwrap();
+    assert_eq!(source["ending"], "identity_mismatch");
+    assert_eq!(source["destination"]["identity"], id("mallory").as_str());
+    assert_eq!(source["bytes_sent"], 0);
+}
+
+#[tokio::test]
+async fn plain_text_on_the_tunnel_port_has_its_own_reason() {
+    let (world, _outbound, _listener, address) = two_pods().await;
+    let mut stranger = TcpStream::connect((address.ip(), super::tunnel::PORT)).await.unwrap();
+    say(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").await;
+    is_reset(&mut stranger).await;
+    let records = world.records(1).await;
+    assert_eq!(records[0]["ending"], "tls_failed");
+    assert_eq!(records[0]["reason"], "plaintext_on_tunnel_port");
+}
+
+#[tokio::test]
+async fn peers_outside_the_mesh_are_reached_in_plain_text() {
+    let (mut world, outbound, _listener, _address) = two_pods().await;
+    world.add_workload("legacy", 9, false);
+    for host in [9, 10] {
+        let (listener, address) = server(&world, host).await;
+        let mut client = world.dial(outbound, address).await;
+        say(&mut client, b"plain").await;
+        let (mut app, _) = listener.accept().await.unwrap();
+        hear(&mut app, b"plain").await;
+        say(&mut app, b"answer").await;
+        app.shutdown().await.unwrap();
+        hear(&mut client, b"answer").await;
+        is_ended(&mut client).await;
+        drop(client);
+        is_ended(&mut app).await;
+    }
+    let records = world.records(2).await;
+    assert!(records.iter().all(|record| record["path"] == "plain" && record["ending"] == "closed"));
+    assert!(records.iter().all(|record| record["bytes_sent"] == 5 && record["bytes_received"] == 6));
+    assert_eq!(records[0]["destination"]["workload"], "legacy");
+    assert!(records[1]["destination"].get("workload").is_none());
+}
+
+#[tokio::test]
+async fn a_pod_that_goes_takes_its_connections_along() {
+    let (mut world, outbound, listener, address) = two_pods().await;
+    let mut client = world.dial(outbound, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    world.remove_pod("client");
+    is_reset(&mut client).await;
+    is_reset(&mut app).await;
+    assert!(world.records(2).await.iter().all(|record| record["ending"] == "shutdown"));
+}

@@ -1,0 +1,275 @@
+//! Workers: one thread each, with everything that a connection needs on it.
+//!
+//! Station 3 of the walk: a connection is accepted on the worker that will close it. A worker serves the listeners that
+//! [`ListenerChange`] gives it, judges its open connections again when policy or registry change, and ages its pool.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::LocalSet;
+
+use super::carrier::Scratch;
+use super::open::OpenTable;
+use super::pool::Pool;
+use super::{Handles, Settings, inbound, outbound};
+use crate::balance::OpenConnections;
+use crate::capture::{ListenerChange, Pod};
+use crate::lifecycle::{Shutdown, clock, tasks};
+use crate::model::{Ending, WorkloadUid};
+use crate::policy::Facts;
+
+/// How often idle tunnels are looked at.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long accepting rests after an error such as "no file descriptors left".
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why workers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A thread or its runtime could not be made.
+    #[error("worker {index} did not start")]
+    Start {
+        /// Which one, from 0.
+        index: usize,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Waits until all have stopped; ask them through their `Shutdown`. Blocks.
+    pub fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+/// Starts one worker per receiver. Each serves the listeners that its receiver brings, until `shutdown`.
+///
+/// # Errors
+/// A thread or runtime could not be made; those started before end when their receivers close.
+pub fn start_workers(
+    settings: Settings,
+    handles: &Handles,
+    changes: Vec<mpsc::UnboundedReceiver<ListenerChange>>,
+    shutdown: &Shutdown,
+) -> Result<Workers, Error> {
+    let mut threads = Vec::with_capacity(changes.len());
+    for (index, receiver) in changes.into_iter().enumerate() {
+        let (handles, shutdown) = (handles.clone(), shutdown.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(|source| Error::Start { index, source })?;
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let local = LocalSet::new();
+                runtime.block_on(local.run_until(run(settings, handles, receiver, shutdown)));
+                // Connections that outlived the grace end here, by reset.
+                drop(local);
+            })
+            .map_err(|source| Error::Start { index, source })?;
+        threads.push(thread);
+    }
+    Ok(Workers { threads })
+}
+
+/// What the connections of one worker share.
+#[derive(Debug)]
+pub struct Local {
+    /// Limits.
+    pub settings: Settings,
+    /// The other rooms.
+    pub handles: Handles,
+    /// Buffers; borrowed within one poll, never across a wait.
+    pub scratch: RefCell<Scratch>,
+    /// Idle tunnels.
+    pub pool: Pool,
+    /// Open connections.
+    pub open: Rc<OpenTable>,
+    /// Open connections per endpoint.
+    pub connections: OpenConnections,
+    /// Turns for outgoing handshakes.
+    pub handshakes: Semaphore,
+    /// Turns for incoming handshakes: separate, so that two agents that dial each other cannot starve each other.
+    pub handshakes_in: Semaphore,
+    /// For drawing endpoints.
+    pub rng: RefCell<fastrand::Rng>,
+}
+
+impl Local {
+    /// A worker's state, empty.
+    pub fn new(settings: Settings, handles: Handles) -> Rc<Self> {
+        Rc::new(Self {
+            settings,
+            handles,
+            scratch: RefCell::default(),
+            pool: Pool::new(settings.idle_tunnels_per_pair_max, settings.idle_tunnel_max),
+            open: Rc::default(),
+            connections: OpenConnections::default(),
+            handshakes: Semaphore::new(settings.handshakes_max),
+            handshakes_in: Semaphore::new(settings.handshakes_max),
+            rng: RefCell::new(fastrand::Rng::new()),
+        })
+    }
+
+    /// Judges every open inbound connection again and ends those that would not be admitted now.
+    fn judge_again(&self) {
+        let policies = self.handles.policies.current();
+        self.open.for_each(|entry| {
+            let Some(judged) = &entry.judged else { return };
+            let facts = Facts {
+                identity: judged.identity.as_ref(),
+                client: judged.client,
+                destination: &entry.pod.workload(),
+                port: judged.port,
+            };
+            if let Err(refusal) = policies.evaluate(&facts) {
+                tracing::info!(%refusal, client = %judged.client, port = judged.port, "policy revoked a connection");
+                entry.close(Ending::PolicyRevoked);
+            }
+        });
+    }
+
+    fn sweep(&self) {
+        let mesh = self.handles.registry.snapshot();
+        self.pool.sweep(clock::now(), |uid| mesh.workload(uid).is_some());
+    }
+
+    fn close_all_of(&self, uid: Option<&WorkloadUid>) {
+        self.open.for_each(|entry| {
+            if uid.is_none_or(|uid| entry.pod.workload().uid == *uid) {
+                entry.close(Ending::Shutdown);
+            }
+        });
+    }
+}
+
+/// A pod as a worker serves it.
+#[derive(Debug)]
+pub struct Served {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Ports of its two listeners, which nobody may reach through us.
+    pub ports: [u16; 2],
+}
+
+async fn run(
+    settings: Settings,
+    handles: Handles,
+    mut changes: mpsc::UnboundedReceiver<ListenerChange>,
+    shutdown: Shutdown,
+) {
+    let local = Local::new(settings, handles);
+    let mut served: HashMap<WorkloadUid, [tokio::task::JoinHandle<()>; 2]> = HashMap::new();
+    let mut policy_changes = local.handles.policies.changes();
+    let mut registry_changes = local.handles.registry.changes();
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let stop = shutdown.requested();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            change = changes.recv() => match change {
+                Some(ListenerChange::Added { pod, outbound, inbound }) => {
+                    let uid = pod.workload().uid.clone();
+                    match listen(&local, pod, outbound, inbound) {
+                        Ok(tasks) => {
+                            if let Some(old) = served.insert(uid, tasks) {
+                                old.iter().for_each(tokio::task::JoinHandle::abort);
+                            }
+                        }
+                        Err(error) => tracing::error!(%error, pod = %uid, "a pod's listeners cannot be served"),
+                    }
+                }
+                Some(ListenerChange::Removed { pod }) => {
+                    let uid = pod.workload().uid.clone();
+                    if let Some(tasks) = served.remove(&uid) {
+                        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+                    }
+                    local.close_all_of(Some(&uid));
+                    local.pool.sweep(clock::now(), |known| *known != uid);
+                }
+                None => break,
+            },
+            Ok(()) = policy_changes.changed() => local.judge_again(),
+            Ok(()) = registry_changes.changed() => {
+                local.judge_again();
+                local.sweep();
+            }
+            _ = sweep.tick() => local.sweep(),
+        }
+    }
+    served.into_values().flatten().for_each(|task| task.abort());
+    local.close_all_of(None);
+    let _ = tokio::time::timeout(settings.shutdown_grace, async {
+        while !local.open.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+fn listen(
+    local: &Rc<Local>,
+    pod: Arc<Pod>,
+    outbound: std::net::TcpListener,
+    inbound: std::net::TcpListener,
+) -> io::Result<[tokio::task::JoinHandle<()>; 2]> {
+    let ports = [outbound.local_addr()?.port(), inbound.local_addr()?.port()];
+    let served = Rc::new(Served { pod, ports });
+    let (outbound, inbound) = (TcpListener::from_std(outbound)?, TcpListener::from_std(inbound)?);
+    let (local_in, served_in) = (local.clone(), served.clone());
+    let (local_out, served_out) = (local.clone(), served);
+    Ok([
+        tasks::spawn_local(
+            "outbound listener",
+            accept(outbound, move |stream, peer| {
+                tasks::spawn_local(
+                    "outbound",
+                    outbound::serve(local_out.clone(), served_out.clone(), stream, peer),
+                );
+            }),
+        ),
+        tasks::spawn_local(
+            "inbound listener",
+            accept(inbound, move |stream, peer| {
+                tasks::spawn_local(
+                    "inbound",
+                    inbound::serve(local_in.clone(), served_in.clone(), stream, peer),
+                );
+            }),
+        ),
+    ])
+}
+
+async fn accept(listener: TcpListener, serve: impl Fn(tokio::net::TcpStream, std::net::SocketAddr)) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => serve(stream, peer),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
