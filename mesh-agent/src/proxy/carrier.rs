@@ -12,11 +12,10 @@ use tokio::net::TcpStream;
 use super::tls::record::{HEADER_BYTES as TLS_HEADER_BYTES, TRAILER_BYTES};
 use super::tls::{self, Established, Opened, Tls};
 use super::tunnel::codec::{self, HEADER_BYTES, PAYLOAD_BYTES_MAX};
-use crate::telemetry::Telemetry;
-
 use super::tunnel::{
     Decoder, Disposition, Event, Kind, Malformed, Open, ResetReason, Role, Session, Violation,
 };
+use crate::telemetry::Telemetry;
 
 /// Bytes of one full frame as a TLS record: records of a bulk transfer lie back to back in the send buffer.
 pub const SLOT_BYTES: usize = PAYLOAD_AT + PAYLOAD_BYTES_MAX + TRAILER_BYTES;
