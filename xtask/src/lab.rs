@@ -156,7 +156,7 @@ pub struct DownOptions {
 
 /// Runs a command.
 pub fn run(command: Command) -> Result<ExitCode> {
-    shell::require_root("the lab makes network namespaces and cgroups, which")?;
+    shell::require_root("the lab makes network namespaces and cgroups")?;
     match command {
         Command::Up(options) => status::print(&up(&options)?, options.json)?,
         Command::Apply(options) => {

@@ -71,13 +71,13 @@ pub fn feed(command: &mut Command, input: &str) -> Result<()> {
     written.with_context(|| format!("cannot write to {}", line(command)))
 }
 
-/// Fails unless run by root, with the command to use.
+/// Fails unless run by root, with the command to use. `why` says what it is that needs root.
 pub fn require_root(why: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    bail!("{why} and needs root; run: sudo env PATH=\"$PATH\" cargo xtask {}", arguments.join(" "))
+    bail!("{why}, which needs root; run: sudo env PATH=\"$PATH\" cargo xtask {}", arguments.join(" "))
 }
 
 fn line(command: &Command) -> String {

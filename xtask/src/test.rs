@@ -13,9 +13,12 @@ pub struct Options {
     nextest: Vec<String>,
 }
 
+/// What the tests do that needs root.
+const WHY_ROOT: &str = "the tests load kernel programs and make network namespaces";
+
 /// Sets up, builds and tests.
 pub fn run(options: &Options) -> Result<()> {
-    shell::require_root("the tests load kernel programs and make network namespaces, which")?;
+    shell::require_root(WHY_ROOT)?;
     setup::run()?;
     ebpf::run()?;
     build::agent()?;
@@ -27,7 +30,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// The tests, and formatting and lints before them.
 pub fn ci(options: &Options) -> Result<()> {
-    shell::require_root("the tests load kernel programs and make network namespaces, which")?;
+    shell::require_root(WHY_ROOT)?;
     shell::say("checking the formatting");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
     shell::say("checking the lints");

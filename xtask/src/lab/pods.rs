@@ -98,8 +98,8 @@ pub fn announce(lab: &Lab, pod: &Pod) -> Result<()> {
     let sandbox = serde_json::json!({
         "namespace": pod.namespace, "name": pod.name, "uid": pod.uid, "netns": pod.netns, "cgroup": pod.cgroup,
     });
-    // The dot keeps the unfinished file from being read as a sandbox.
-    let temporary = path.with_file_name(format!(".{}_{}", pod.namespace, pod.name));
+    // Only `.json` files are read as sandboxes.
+    let temporary = path.with_extension("json.new");
     let written = fs::write(&temporary, format!("{sandbox}\n")).and_then(|()| fs::rename(&temporary, &path));
     written.with_context(|| format!("cannot write {}", path.display()))
 }
