@@ -23,6 +23,7 @@
 //! | 8 | cli | all |
 
 pub mod admin;
+pub mod agent;
 pub mod balance;
 pub mod capture;
 pub mod cli;

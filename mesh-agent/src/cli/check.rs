@@ -33,7 +33,7 @@ pub(super) fn run(output: Output, agent: &Agent, out: &mut dyn Write) -> Result<
         ("policies", all_enforced(&list(agent, &POLICIES)?)),
         ("certificates", all_valid(&list(agent, &CERTIFICATES)?)),
         ("capture", all_captured(&list(agent, &WORKLOADS)?, &version["node"])),
-        ("fast path", fast_path(&metrics)),
+        ("fast path", fast_path(&metrics, &version["node"])),
         ("telemetry", nothing_lost(&metrics)),
     ];
     let rows: Vec<Vec<String>> = looks.into_iter().map(row).collect();
@@ -138,7 +138,10 @@ fn names<'a>(all: impl Iterator<Item = &'a Value>) -> Vec<String> {
     all.map(|one| format!("{}/{}", text(&one["namespace"]), text(&one["name"]))).collect()
 }
 
-fn fast_path(metrics: &str) -> Result<String, Complaint> {
+fn fast_path(metrics: &str, node: &Value) -> Result<String, Complaint> {
+    if node.is_null() {
+        return Ok("none: this is no node's agent".to_owned());
+    }
     let failed: Vec<&str> = metrics
         .lines()
         .filter_map(|line| line.strip_prefix("weft_probe_result{probe=\"")?.strip_suffix("\"} 0"))
