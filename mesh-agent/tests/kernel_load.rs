@@ -39,3 +39,15 @@ fn the_kernel_accepts_every_program_and_pins_outlive_the_agent() {
     assert_eq!(second.generation(), 2);
     assert_eq!(second.maps().held.get(&7).unwrap(), Some(1));
 }
+
+#[test]
+fn every_probe_is_answered() {
+    let settings = settings("probes");
+    let _unpin = Unpin(settings.pin_dir.clone());
+    let mut kernel = Kernel::load(&settings).expect("run as root: `sudo cargo xtask test`");
+    let results = mesh_agent::kernel::probes::run(&mut kernel).unwrap();
+    for result in &results {
+        eprintln!("{result:?}");
+    }
+    assert!(results.len() >= 10);
+}

@@ -24,7 +24,7 @@ use crate::{admin, discovery, identity, policy, proxy, registry};
 pub fn run(settings: NodeSettings) -> anyhow::Result<()> {
     log::install(&settings.log)?;
     // Before any thread: it reads and clears variables of the environment.
-    let inherited = admin::listener::inherit()?;
+    let inherited = admin::inherit()?;
     raise_descriptor_limit();
     let telemetry = Telemetry::start(&settings.telemetry)?;
     let readiness = Readiness::default();
@@ -84,10 +84,11 @@ pub fn run(settings: NodeSettings) -> anyhow::Result<()> {
 
     let listener = match inherited {
         Some(listener) => listener,
-        None => admin::listener::bind(&settings.admin)?,
+        None => admin::bind(&settings.admin)?,
     };
     let shown = windows::Sources { registry, policies, discovery, identities, capture };
-    let server = admin::serve(listener, windows::node(telemetry.clone(), readiness, shown), shutdown.clone())?;
+    let server =
+        admin::serve(listener, windows::node(telemetry.clone(), readiness, shown), shutdown.clone())?;
     tracing::info!(node = settings.node, admin = %server.address(), workers = settings.workers, splice, "agent runs");
     drop(starting);
     drop(entered);
@@ -112,7 +113,11 @@ fn fast_path_is_sound(kernel: &mut Kernel, telemetry: &Telemetry) -> bool {
     for result in results {
         telemetry.probe_result(result.name, result.failure.is_none());
         if let Some(failure) = result.failure {
-            tracing::warn!(probe = result.name, failure, "this kernel fails a probe: the fast path stays off");
+            tracing::warn!(
+                probe = result.name,
+                failure,
+                "this kernel fails a probe: the fast path stays off"
+            );
             sound = false;
         }
     }

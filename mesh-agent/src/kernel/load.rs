@@ -17,6 +17,9 @@ use mesh_common::{ABI_VERSION, Config, Heartbeat, config, counter};
 use super::offsets::Offsets;
 use super::{Error, Maps, Netns, Settings, sys};
 
+/// A link to a control group always allows others beside it; the flag for that is refused (kernel/bpf/cgroup.c,
+/// `cgroup_bpf_link_attach`).
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 /// The cgroup programs.
 const SOCK_ADDR: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "getpeername4", "getpeername6"];
 /// Every map, by the name under which it is pinned.
@@ -141,9 +144,8 @@ impl Kernel {
             if replace(&pin, name, program.fd())? {
                 continue;
             }
-            let id = program
-                .attach(&cgroup_file, CgroupAttachMode::AllowMultiple)
-                .map_err(fail(name, "attaching to the control group"))?;
+            let id =
+                program.attach(&cgroup_file, MODE).map_err(fail(name, "attaching to the control group"))?;
             let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
             pin_link(FdLink::try_from(link), &pin, name)?;
         }
@@ -151,13 +153,31 @@ impl Kernel {
         let pin = self.links.join(name);
         let program: &mut SockOps = program(&mut self.ebpf, name)?;
         if !replace(&pin, name, program.fd())? {
-            let id = program
-                .attach(&cgroup_file, CgroupAttachMode::AllowMultiple)
-                .map_err(fail(name, "attaching to the control group"))?;
+            let id =
+                program.attach(&cgroup_file, MODE).map_err(fail(name, "attaching to the control group"))?;
             let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
             pin_link(FdLink::try_from(link), &pin, name)?;
         }
         Ok(())
+    }
+
+    /// Attaches what the fast path needs to a control group for as long as the answer lives. For the probes.
+    ///
+    /// # Errors
+    /// The control group cannot be opened, or the kernel refuses.
+    pub fn attach_for_probes(&mut self, cgroup: &Path) -> Result<ProbeLinks, Error> {
+        let file = File::open(cgroup).map_err(|source| Error::Open {
+            what: "control group",
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        let connect = sock_addr(&mut self.ebpf, "connect4")?;
+        let id = connect.attach(&file, MODE).map_err(fail("connect4", "attaching for the probes"))?;
+        let connect = connect.take_link(id).map_err(fail("connect4", "taking the link"))?;
+        let established: &mut SockOps = program(&mut self.ebpf, "established")?;
+        let id = established.attach(&file, MODE).map_err(fail("established", "attaching for the probes"))?;
+        let established = established.take_link(id).map_err(fail("established", "taking the link"))?;
+        Ok(ProbeLinks { _connect: connect, _established: established })
     }
 
     /// Attaches `inbound` to a pod's network namespace, or takes over an earlier agent's link there.
@@ -269,6 +289,13 @@ impl Kernel {
     pub fn stop_heartbeat(&self) -> Result<(), Error> {
         self.maps.heartbeat.put(&0, &Heartbeat { beat_ns: 0, generation: self.generation })
     }
+}
+
+/// Attachments that end when this is dropped.
+#[derive(Debug)]
+pub struct ProbeLinks {
+    _connect: aya::programs::cgroup_sock_addr::CgroupSockAddrLink,
+    _established: aya::programs::sock_ops::SockOpsLink,
 }
 
 /// Gives the programs a sign of life.

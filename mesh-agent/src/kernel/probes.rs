@@ -1,22 +1,44 @@
 //! Does the fast path keep its promises on this kernel? Asked once at start, before any pod is caught.
 //!
-//! Each probe runs the real programs on a throw-away pair of sockets.
+//! Each probe runs the real programs on a throw-away pair of sockets in a throw-away network namespace with two
+//! addresses (TEST-NET-1, RFC 5737). For that long the programs are attached to the agent's own control group, where they
+//! know no other namespace than this one. A kernel is never judged by its version.
+//!
+//! Reading order: [`run`], then [`cases`].
+
+mod arena;
+mod cases;
 
 use super::{Error, Kernel};
 
 /// One answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeResult {
     /// Stable name, used as metric label.
     pub name: &'static str,
     /// What went wrong; `None`: passed.
     pub failure: Option<String>,
+    /// A failure leaves the fast path on: it concerns only sockets that are kept out of it (see the case).
+    pub tolerated: bool,
 }
 
-/// Runs all probes.
+/// Runs all probes. Takes about a second, and at most a few when something hangs.
 ///
 /// # Errors
-/// The throw-away pair could not be set up.
-pub fn run(_kernel: &mut Kernel) -> Result<Vec<ProbeResult>, Error> {
-    Ok(Vec::new())
+/// The throw-away pair could not be set up; the fast path must then stay off.
+pub fn run(kernel: &mut Kernel) -> Result<Vec<ProbeResult>, Error> {
+    if !kernel.offsets().are_complete() {
+        return Err(Error::Btf(
+            "the fields that the fast path reads are not in this kernel's BTF".to_owned(),
+        ));
+    }
+    // A thread of its own: it moves into the throw-away namespace and never comes back.
+    std::thread::scope(|scope| {
+        let probing = std::thread::Builder::new().name("probes".into()).spawn_scoped(scope, || {
+            let arena = arena::Arena::set_up(kernel)?;
+            Ok(cases::all().map(|case| case.judge(&arena)).collect())
+        });
+        let probing = probing.map_err(|source| Error::Call { call: "starting a thread", source })?;
+        probing.join().unwrap_or_else(|_panic| Err(Error::Btf("a probe panicked".to_owned())))
+    })
 }

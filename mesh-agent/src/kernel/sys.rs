@@ -208,3 +208,50 @@ pub(super) fn watch(
     // SAFETY: the ring owns one map descriptor for its whole life and answers `as_fd` with it each time.
     unsafe { tokio::io::unix::AsyncFd::register(ring) }.map_err(|error| error.into_parts().1)
 }
+
+/// Gives an interface (or an alias such as `lo:1`) of the caller's network namespace an IPv4 address and brings it up
+/// (netdevice(7)).
+pub(super) fn add_address(socket: BorrowedFd<'_>, name: &str, ip: std::net::Ipv4Addr) -> io::Result<()> {
+    let mut address = request(name);
+    let ip = libc::sockaddr_in {
+        sin_family: libc::sa_family_t::try_from(libc::AF_INET).expect("small"),
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from(ip).to_be() },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: `sockaddr_in` and `sockaddr` have the same size and both are plain bytes.
+    address.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(ip) };
+    configure(socket, libc::SIOCSIFADDR, &address)?;
+    let mut flags = request(name);
+    flags.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).expect("small");
+    configure(socket, libc::SIOCSIFFLAGS, &flags)
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: all zeroes is a valid `ifreq`.
+    let mut request = unsafe { std::mem::zeroed::<libc::ifreq>() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request
+}
+
+fn configure(socket: BorrowedFd<'_>, command: libc::Ioctl, request: &libc::ifreq) -> io::Result<()> {
+    // SAFETY: both commands take a pointer to an `ifreq`, which they only read.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), command, std::ptr::from_ref(request)) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether a `MSG_ZEROCOPY` notification waits in the error queue; takes it.
+pub(super) fn has_zerocopy_completion(socket: BorrowedFd<'_>) -> bool {
+    let mut control = [0_u8; 128];
+    // SAFETY: all zeroes is a valid `msghdr`.
+    let mut message = unsafe { std::mem::zeroed::<libc::msghdr>() };
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = control.len();
+    // SAFETY: the header names one live control buffer and its length, and nothing else.
+    let result = unsafe {
+        libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
+    };
+    result >= 0
+}
