@@ -49,7 +49,7 @@ pub fn run(settings: NodeSettings) -> anyhow::Result<()> {
     kernel.attach(&settings.kernel.cgroup)?;
 
     let mesh = registry.snapshot().config.clone();
-    let identities = identity::start(settings.ca.identity(&mesh), shutdown.clone())?;
+    let identities = identity::start(settings.ca.identity(&mesh), telemetry.clone(), shutdown.clone())?;
 
     let (senders, receivers): (Vec<_>, Vec<_>) =
         (0..settings.workers.get()).map(|_| mpsc::unbounded_channel()).unzip();

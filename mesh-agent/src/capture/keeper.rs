@@ -365,7 +365,10 @@ fn wanted<'a>(sandboxes: &'a BTreeMap<Arc<str>, Sandbox>, snapshot: &'a Snapshot
 }
 
 fn watch(dir: &std::path::Path, hint: mpsc::UnboundedSender<()>) -> Option<notify::RecommendedWatcher> {
-    let watcher = notify::recommended_watcher(move |_event| drop(hint.send(())));
+    let watcher = notify::recommended_watcher(move |_event| {
+        // The keeper is gone: nobody needs the hint.
+        let _ = hint.send(());
+    });
     let watched = watcher.and_then(|mut watcher| {
         watcher.watch(dir, notify::RecursiveMode::NonRecursive)?;
         Ok(watcher)

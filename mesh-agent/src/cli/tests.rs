@@ -387,8 +387,11 @@ fn directory_of_objects_answers_without_an_agent() {
     );
     std::fs::write(dir.path().join("world.yaml"), world).expect("written");
     let world = dir.path().to_string_lossy().into_owned();
-    for (from, code, word) in [("shop/web", 0, "ALLOWED"), ("shop/guest", 1, "DENIED"), ("192.0.2.1", 1, "DENIED")] {
-        let printed = meshctl(&["policy", "explain", "--from", from, "--to", "shop/orders:8080", "--world", &world]);
+    for (from, code, word) in
+        [("shop/web", 0, "ALLOWED"), ("shop/guest", 1, "DENIED"), ("192.0.2.1", 1, "DENIED")]
+    {
+        let printed =
+            meshctl(&["policy", "explain", "--from", from, "--to", "shop/orders:8080", "--world", &world]);
         assert_eq!(printed.code, code, "{from}: {}{}", printed.out, printed.err);
         assert!(printed.out.starts_with(word) && printed.out.contains("shop/only-web"), "{}", printed.out);
     }
