@@ -3,16 +3,17 @@
 //! Layer 8. Everything here is done once per process; nothing here is on a connection's path.
 //!
 //! Reading order: [`process`] (what every long-running process has), [`windows`] (what it shows of the mesh),
-//! [`control`] (the control plane).
+//! [`node`] (a node's agent), [`control`] (the control plane).
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod node;
 pub mod process;
 pub mod windows;
 
 use std::io;
 
-use crate::{admin, discovery, kernel, telemetry};
+use crate::{admin, discovery, identity, kernel, proxy, telemetry};
 
 /// Why a process could not do its task.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,12 @@ pub enum Error {
     /// The kernel side.
     #[error("the kernel programs cannot be dealt with")]
     Kernel(#[from] kernel::Error),
+    /// Certificates.
+    #[error("identity cannot start")]
+    Identity(#[from] identity::Error),
+    /// The threads that carry connections.
+    #[error("the workers cannot start")]
+    Proxy(#[from] proxy::worker::Error),
     /// The runtime or its signal handlers.
     #[error("the runtime cannot start")]
     Runtime(#[source] io::Error),

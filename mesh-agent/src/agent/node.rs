@@ -1,48 +1,54 @@
-//! `mesh-agent node`: the agent of one node.
+//! The process `mesh-agent node`: the agent of one node.
 //!
-//! Order of start: log, admin address, discovery (so that there is a state), kernel programs, probes, identity, workers,
-//! capture. Ready when every pod that is there has been caught and every SVID it needs has been asked for.
+//! Order of start: log and admin address, discovery (so that there is a state), kernel programs, probes, identity, workers,
+//! capture. Ready when every pod that is there has been caught and has its certificate.
 //! Order of stop: capture says goodbye to the programs, workers let connections end, records are flushed. Pins stay.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::windows;
-use crate::capture::{self, KernelOrigins};
+use super::Error;
+use super::process::Process;
+use super::windows::{LateDiscovery, add_mesh, report_discovery};
+use crate::admin::views;
+use crate::capture::{self, Capture, KernelOrigins};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
+use crate::identity::Identities;
 use crate::kernel::{Kernel, probes};
-use crate::lifecycle::Readiness;
-use crate::telemetry::{Telemetry, log};
-use crate::{admin, discovery, identity, policy, proxy, registry};
+use crate::lifecycle::{Block, clock, tasks};
+use crate::telemetry::Telemetry;
+use crate::{discovery, identity, policy, proxy, registry};
+
+/// How long readiness waits for the certificates of the pods that are there at start. After that the agent serves what it
+/// can: pods without a certificate are refused one by one, not the whole node.
+const CERTIFICATES_WAIT: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Whatever keeps the agent from starting. Once it runs, it keeps running.
-pub fn run(settings: NodeSettings) -> anyhow::Result<()> {
-    log::install(&settings.log)?;
-    // Before any thread: it reads and clears variables of the environment.
-    let inherited = admin::inherit()?;
+/// Whatever keeps the agent from starting; once it runs, it keeps running.
+pub fn run(settings: &NodeSettings) -> Result<(), Error> {
+    let process = Process::begin(&settings.log, &settings.telemetry, &settings.admin)?;
     raise_descriptor_limit();
-    let telemetry = Telemetry::start(&settings.telemetry)?;
-    let readiness = Readiness::default();
-    let starting = readiness.block("start-up");
-    let capturing = readiness.block("capture");
-
-    let runtime = super::control_runtime().context("cannot start the control runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
     let entered = runtime.enter();
-    let shutdown = super::shutdown_on_signal();
+    let (telemetry, shutdown) = (process.telemetry.clone(), process.shutdown.clone());
+    let capturing = process.readiness.block("capture");
+    let certifying = process.readiness.block("certificates");
 
     let (registry_writer, registry) = registry::new();
     let (policy_writer, policies) = policy::new();
-    let discovery = discovery::start(
-        discovery::Settings { dir: settings.config_dir.clone() },
-        registry_writer,
-        policy_writer,
-        shutdown.clone(),
-    )?;
+    let objects = discovery::Settings { dir: settings.config_dir.clone() };
+    let found = LateDiscovery::default();
+    let _first = found.set(discovery::start(objects, registry_writer, policy_writer, shutdown.clone())?);
 
     let mut kernel = Kernel::load(&settings.kernel)?;
     let splice = settings.splice == SpliceMode::Auto && fast_path_is_sound(&mut kernel, &telemetry);
@@ -81,16 +87,16 @@ pub fn run(settings: NodeSettings) -> anyhow::Result<()> {
         capturing,
         shutdown.clone(),
     )?;
+    tasks::spawn("first certificates", first_certificates(identities.clone(), capture.clone(), certifying));
 
-    let listener = match inherited {
-        Some(listener) => listener,
-        None => admin::bind(&settings.admin)?,
-    };
-    let shown = windows::Sources { registry, policies, discovery, identities, capture };
-    let server =
-        admin::serve(listener, windows::node(telemetry.clone(), readiness, shown), shutdown.clone())?;
-    tracing::info!(node = settings.node, admin = %server.address(), workers = settings.workers, splice, "agent runs");
-    drop(starting);
+    report_discovery(&telemetry, &registry, &found);
+    let (caught, holders, complaints) = (capture.clone(), capture.clone(), capture);
+    let windows = add_mesh(process.windows(), &registry, &policies, &found, move |uid| {
+        caught.state().pods.iter().any(|(_, pod)| pod.uid == *uid)
+    })
+    .view("/certificates", move || certificates(&identities, &holders))
+    .view("/node-problems", move || json!(complaints.state().problems));
+    let server = process.serve(windows, &runtime)?;
     drop(entered);
 
     runtime.block_on(shutdown.requested());
@@ -105,23 +111,58 @@ fn fast_path_is_sound(kernel: &mut Kernel, telemetry: &Telemetry) -> bool {
     let results = match probes::run(kernel) {
         Ok(results) => results,
         Err(error) => {
-            tracing::warn!(error = ?anyhow::Error::from(error), "the fast path could not be probed and stays off");
+            tracing::warn!(%error, "the fast path could not be probed and stays off");
             return false;
         }
     };
-    let mut sound = true;
-    for result in results {
+    for result in &results {
         telemetry.probe_result(result.name, result.failure.is_none());
-        if let Some(failure) = result.failure {
-            tracing::warn!(
-                probe = result.name,
-                failure,
-                "this kernel fails a probe: the fast path stays off"
-            );
-            sound = false;
+        if let Some(failure) = &result.failure {
+            tracing::warn!(probe = result.name, failure, "a probe failed: the fast path stays off");
         }
     }
-    sound
+    results.iter().all(|result| result.failure.is_none())
+}
+
+/// Holds readiness until the pods that are there at start have their certificates, within bounds.
+async fn first_certificates(identities: Identities, capture: Capture, block: Block) {
+    let deadline = clock::now() + CERTIFICATES_WAIT;
+    // Capture publishes its first state within milliseconds; a node without pods never gets one to wait for.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for (pod, _) in &capture.state().pods {
+        let left = deadline.saturating_duration_since(clock::now());
+        let identity = pod.workload().identity.clone();
+        if !identities.wait_for(&identity, left).await {
+            tracing::warn!(%identity, "no certificate yet");
+        }
+    }
+    drop(block);
+}
+
+/// One line per identity that this node's pods need, whether it has a certificate yet or not.
+fn certificates(identities: &Identities, capture: &Capture) -> Value {
+    let mut wanted: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
+    for (pod, _) in &capture.state().pods {
+        let workload = pod.workload();
+        wanted.entry(workload.identity.to_string()).or_default().push(workload.name.to_string());
+    }
+    let held = identities.certificates();
+    let now = clock::wall();
+    let line = |(identity, pods): (String, Vec<String>)| {
+        let Some(info) = held.iter().find(|info| info.id.as_str() == identity) else {
+            return views::Certificate { identity, state: "pending".to_owned(), pods, ..Default::default() };
+        };
+        views::Certificate {
+            identity,
+            state: if info.not_after > now { "valid" } else { "expired" }.to_owned(),
+            serial: Some(info.serial.clone()),
+            not_before: Some(clock::wall_rfc3339(info.not_before)),
+            not_after: Some(clock::wall_rfc3339(info.not_after)),
+            pods,
+            ..Default::default()
+        }
+    };
+    json!(wanted.into_iter().map(line).collect::<Vec<_>>())
 }
 
 /// Each connection takes up to three descriptors; the soft limit is often 1024.

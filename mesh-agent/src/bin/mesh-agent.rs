@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
-        Task::Node(_) => anyhow::bail!("this build cannot run a node yet: its connections have no carrier"),
+        Task::Node(settings) => agent::node::run(&settings)?,
         Task::Uninstall(settings) => kernel::load::uninstall(&settings.pin_dir)?,
         Task::Control(settings) => agent::control::run(&settings)?,
         Task::RotateRoot(settings) => {
