@@ -384,3 +384,23 @@ fn fields_of_an_example_are_found_through_every_style() {
     assert_eq!(spot(spec.key("list").index(7)), (4, Some(3)));
     assert_eq!(spot(FieldPath::of("status")), (1, None));
 }
+
+/// The fenced blocks of `docs/resources.md` with this info string.
+fn documented(info: &str) -> Vec<&'static str> {
+    let page = include_str!("../../../../docs/resources.md");
+    let fence = format!("\n```{info}\n");
+    let blocks = page.split(&fence).skip(1);
+    blocks.map(|block| block.split_inclusive("```").next().unwrap().trim_end_matches("```")).collect()
+}
+
+#[test]
+fn the_documentation_shows_good_objects_and_real_errors() {
+    let examples: Vec<String> = documented("yaml").iter().map(|block| format!("---\n{block}")).collect();
+    assert_eq!(examples.len(), 3);
+    let mut world = World::new(&[("a.yaml", &examples.concat())]);
+    assert_eq!(world.load().1, Vec::<String>::new());
+    assert_eq!(world.keys().len(), 6);
+
+    let (_, problems) = World::new(&[("bad.yaml", documented("yaml bad")[0])]).load();
+    assert_eq!(problems, documented("text")[0].lines().collect::<Vec<_>>());
+}
