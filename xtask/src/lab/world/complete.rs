@@ -150,6 +150,13 @@ fn insert_line(text: &str, parent: Option<&str>, key: &str, value: &Value) -> Re
     let mut lines: Vec<&str> = text.lines().collect();
     let added;
     if let Some(parent) = parent {
+        if let Some(at) = lines.iter().position(|line| is_flow(line, parent)) {
+            let open = lines[at].trim_end().strip_suffix('}').unwrap_or_default().trim_end();
+            let comma = if open.ends_with('{') { "" } else { ", " };
+            added = format!("{open}{comma}{entry}}}");
+            lines[at] = &added;
+            return Ok(lines.join("\n") + "\n");
+        }
         let head = lines.iter().position(|line| {
             let rest = line.strip_prefix(parent).and_then(|rest| rest.strip_prefix(':')).map(str::trim_start);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('#'))
@@ -166,6 +173,12 @@ fn insert_line(text: &str, parent: Option<&str>, key: &str, value: &Value) -> Re
         lines.insert(last, &added);
     }
     Ok(lines.join("\n") + "\n")
+}
+
+/// Whether a line holds all of `parent` in flow style: `parent: {...}`.
+fn is_flow(line: &str, parent: &str) -> bool {
+    let value = line.strip_prefix(parent).and_then(|rest| rest.strip_prefix(':')).map(str::trim);
+    value.is_some_and(|value| value.starts_with('{') && value.ends_with('}'))
 }
 
 /// A value on one line. JSON is YAML (YAML 1.2 section 1.3); plain words stay bare, for people.

@@ -21,6 +21,15 @@ fn a_pod_keeps_its_lines_and_comments_and_gains_what_a_cluster_adds() {
 }
 
 #[test]
+fn fields_in_flow_style_gain_theirs_on_the_same_line() {
+    let world = "kind: Pod # here\napiVersion: v1\nmetadata: {name: a}\nspec: {}\n";
+    let text = &completed("w.yaml", world)[0].1;
+    let start = "kind: Pod # here\napiVersion: v1\nmetadata: {name: a, namespace: default, uid: uid-1}\n\
+                 spec: {nodeName: node-1, serviceAccountName: default}\nstatus: ";
+    assert!(text.starts_with(start), "{text}");
+}
+
+#[test]
 fn completing_what_is_complete_changes_nothing() {
     let world = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  nodeName: node-1\n---\napiVersion: v1\nkind: Service\n\
                  metadata:\n  name: s\nspec:\n  ports: []\n---\n{apiVersion: v1, kind: Pod, metadata: {name: b}}\n";
