@@ -386,6 +386,20 @@ impl Carrier {
         self.write(&send[..at])
     }
 
+    /// Queues frames as they are; the session is told of one of them.
+    #[cfg(test)]
+    pub(super) fn put_raw(&mut self, frames: &[u8], kind: Kind) {
+        self.session.send(kind).unwrap();
+        self.tls.seal_copy(frames, &mut self.unsent).unwrap();
+    }
+
+    /// The same tunnel, reading from somewhere else.
+    #[cfg(test)]
+    pub(super) fn on_another_socket(mut self, stream: TcpStream) -> Self {
+        self.stream = stream;
+        self
+    }
+
     /// Seals the record that begins at `at`: `head`, then `payload_bytes` that lie behind it already.
     fn seal_at(
         &mut self,

@@ -170,6 +170,18 @@ impl TestCredentials {
         self.held.lock().entry(id.clone()).or_insert_with(|| self.ca.issue(&shown)).clone()
     }
 
+    /// What a peer without an agent of ours would speak with.
+    pub(crate) fn pair(&self, id: &SpiffeId) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+        self.held(id)
+    }
+
+    /// Servers get a new configuration, clients keep theirs.
+    pub(crate) fn rotate_server(&self) {
+        for (id, pair) in self.held.lock().iter_mut() {
+            pair.1 = self.ca.issue(id).1;
+        }
+    }
+
     /// The next configurations are new ones.
     pub(crate) fn rotate(&self) {
         self.held.lock().clear();

@@ -587,3 +587,5 @@ fn put_field(out: &mut Vec<u8>, field: u8, value: &[u8]) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
