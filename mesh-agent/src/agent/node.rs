@@ -91,7 +91,8 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
 
     report_discovery(&telemetry, &registry, &found);
     let (caught, holders, complaints) = (capture.clone(), capture.clone(), capture);
-    let windows = add_mesh(process.windows(), &registry, &policies, &found, move |uid| {
+    let windows = process.windows().of_node(settings.node.as_str());
+    let windows = add_mesh(windows, &registry, &policies, &found, move |uid| {
         caught.state().pods.iter().any(|(_, pod)| pod.uid == *uid)
     })
     .view("/certificates", move || certificates(&identities, &holders))

@@ -9,7 +9,7 @@ use mesh_common::{Event, FlowKey, action, event, pair, reason};
 
 use super::compile::{Numbers, decider, owner};
 use super::habit::{Habits, PortKey, Seen};
-use crate::kernel::{Maps, Netns, destroy};
+use crate::kernel::{Maps, Netns, destroy, probes};
 use crate::lifecycle::clock;
 use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, ServiceName, SpiffeId, Workload};
 use crate::policy::{Facts, Policies};
@@ -56,6 +56,9 @@ impl Flows {
 
     /// Takes in one event. True when a port's habit changed, so that verdicts must be compiled anew.
     pub fn take(&mut self, event: &Event, numbers: &Numbers, habits: &mut Habits) -> bool {
+        if probes::is_of_probe(event) {
+            return false;
+        }
         self.telemetry.kernel_event(kind_label(event.kind));
         match event.kind {
             event::OPENED => self.opened(event),

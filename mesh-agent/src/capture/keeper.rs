@@ -365,7 +365,11 @@ fn wanted<'a>(sandboxes: &'a BTreeMap<Arc<str>, Sandbox>, snapshot: &'a Snapshot
 }
 
 fn watch(dir: &std::path::Path, hint: mpsc::UnboundedSender<()>) -> Option<notify::RecommendedWatcher> {
-    let watcher = notify::recommended_watcher(move |_event| {
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the files is an event too; answering it would make us read them again, for ever.
+        if event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
+            return;
+        }
         // The keeper is gone: nobody needs the hint.
         let _ = hint.send(());
     });
@@ -374,6 +378,11 @@ fn watch(dir: &std::path::Path, hint: mpsc::UnboundedSender<()>) -> Option<notif
         Ok(watcher)
     });
     watched.inspect_err(|error| tracing::warn!(%error, "cannot watch the sandbox directory; polling")).ok()
+}
+
+fn is_write_end(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
 /// An error with its causes, on one line.

@@ -9,7 +9,15 @@
 mod arena;
 mod cases;
 
+use mesh_common::Event;
+
 use super::{Error, Kernel};
+
+/// Whether the event tells of a probe's connection. Such events stay in the ring until somebody reads it, among those
+/// of real connections; nobody shall count them.
+pub fn is_of_probe(event: &Event) -> bool {
+    event.source == arena::CLIENT
+}
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use super::super::load::ProbeLinks;
 use super::super::{Error, Kernel, Maps, sys};
 
 /// Numbers that no workload has: those of a real agent start at 1 in a range of 2^20 per generation.
-const CLIENT: u32 = u32::MAX - 1;
+pub(super) const CLIENT: u32 = u32::MAX - 1;
 const SERVER: u32 = u32::MAX;
 const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SERVER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
