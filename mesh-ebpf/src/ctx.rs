@@ -28,6 +28,22 @@ static OFFSET_RMEM_ALLOC: u32 = 0;
 #[unsafe(no_mangle)]
 static OFFSET_RCVBUF: u32 = 0;
 
+/// Offset of `sk_flags` in `struct sock`.
+#[unsafe(no_mangle)]
+static OFFSET_SK_FLAGS: u32 = 0;
+/// `1 << SOCK_ZEROCOPY` (enum sock_flags).
+#[unsafe(no_mangle)]
+static ZEROCOPY_FLAG: u32 = 0;
+/// Offset of `sk` in `struct socket`.
+#[unsafe(no_mangle)]
+static OFFSET_SOCKET_SK: u32 = 0;
+/// Offset of the system call's number in `struct pt_regs`.
+#[unsafe(no_mangle)]
+static OFFSET_SYSCALL: u32 = 0;
+/// Number of splice(2) on this architecture.
+#[unsafe(no_mangle)]
+static SYSCALL_SPLICE: u32 = 0;
+
 #[inline(always)]
 fn constant(of: &u32) -> usize {
     // SAFETY: a reference is readable; volatile keeps the compiler from folding the value that the loader overwrites.
@@ -62,6 +78,31 @@ pub fn receive_queue_len(socket: u64) -> u32 {
 #[inline(always)]
 pub fn receive_buffer_len(socket: u64) -> u32 {
     read_u32(socket, constant(&OFFSET_RCVBUF))
+}
+
+/// Whether the application has set `SO_ZEROCOPY`.
+#[inline(always)]
+pub fn has_zerocopy(socket: u64) -> bool {
+    let offset = constant(&OFFSET_SK_FLAGS);
+    offset != 0 && read_u32(socket, offset) & constant(&ZEROCOPY_FLAG) as u32 != 0
+}
+
+/// Whether the running task is inside splice(2), from its saved registers.
+#[inline(always)]
+pub fn is_splice_call(registers: u64) -> bool {
+    let offset = constant(&OFFSET_SYSCALL);
+    offset != 0 && read_u32(registers, offset) == constant(&SYSCALL_SPLICE) as u32
+}
+
+/// `socket.sk`.
+///
+/// # Safety
+/// `socket` must be a socket that the kernel holds.
+#[inline(always)]
+pub unsafe fn sock_of(socket: *mut c_void) -> *mut c_void {
+    let field = (socket as usize + constant(&OFFSET_SOCKET_SK)) as *const *mut c_void;
+    // SAFETY: a pointer-sized field of a live object; the verifier checks offset and type against the kernel's BTF.
+    unsafe { field.read() }
 }
 
 /// Kernel address of the full TCP socket behind a context's `sk`, or 0.

@@ -164,7 +164,7 @@ fn client_established(ops: *mut bpf_sock_ops) {
     let entry = unsafe { &mut *entry };
     // SAFETY: no arguments.
     entry.opened_ns = unsafe { bpf_ktime_get_ns() };
-    if state.action == action::SPLICE {
+    if state.action == action::SPLICE && !ctx::has_zerocopy(entry.sockets[0]) {
         insert(ops, state.pair);
     }
     emit(event::OPENED, |e| describe(e, entry, state.pair));
@@ -202,7 +202,7 @@ fn server_established(ops: *mut bpf_sock_ops) {
     entry.cookies[1] = own;
     entry.sockets[1] = kernel_address;
     // A client that was already heard over TCP may have demoted the pair; that stands.
-    if insert(ops, own) && entry.state == pair::CONNECTING {
+    if !ctx::has_zerocopy(kernel_address) && insert(ops, own) && entry.state == pair::CONNECTING {
         entry.state = pair::READY;
     }
 }

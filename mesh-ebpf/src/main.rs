@@ -3,6 +3,7 @@
 //! In the order in which one connection meets them:
 //! [`connect`] (verdict and rewrite), [`datagram`] (the same for UDP), [`established`] (records for the agent, pairs
 //! sockets), [`inbound`] (steers arrivals to the agent), [`splice`] (moves payload between paired sockets),
+//! [`guard`] (answers two calls that paired sockets cannot serve),
 //! [`peername`] (shows the application the address it expects). [`maps`] holds everything they share, [`ctx`] every
 //! raw read.
 //!
@@ -20,6 +21,7 @@ mod inbound;
 mod maps;
 mod peername;
 mod splice;
+mod guard;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf, SockMap};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SkLookup, SkMsg, SockOps};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Lsm, Program, SkLookup, SkMsg, SockOps,
+};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::{ABI_VERSION, Config, Heartbeat, config, counter};
 
@@ -84,6 +86,7 @@ impl Kernel {
             tracing::warn!(%error, "no kernel type information: the fast path stays off");
             Offsets::default()
         });
+        let syscall_splice = u32::try_from(libc::SYS_splice).expect("system call numbers are small");
         let mut loader = EbpfLoader::new();
         for name in MAPS {
             loader.map_pin_path(name, settings.pin_dir.join(name));
@@ -92,7 +95,12 @@ impl Kernel {
             .override_global("OFFSET_WRITE_SEQ", &offsets.write_seq, true)
             .override_global("OFFSET_COPIED_SEQ", &offsets.copied_seq, true)
             .override_global("OFFSET_RMEM_ALLOC", &offsets.rmem_alloc, true)
-            .override_global("OFFSET_RCVBUF", &offsets.rcvbuf, true);
+            .override_global("OFFSET_RCVBUF", &offsets.rcvbuf, true)
+            .override_global("OFFSET_SK_FLAGS", &offsets.sk_flags, true)
+            .override_global("ZEROCOPY_FLAG", &offsets.zerocopy_flag, true)
+            .override_global("OFFSET_SOCKET_SK", &offsets.socket_sk, true)
+            .override_global("OFFSET_SYSCALL", &offsets.syscall, true)
+            .override_global("SYSCALL_SPLICE", &syscall_splice, true);
         let mut ebpf = loader.load(&object)?;
         let listeners = match ebpf.take_map("LISTENERS") {
             Some(map @ Map::SockMap(_)) => SockMap::try_from(map)
@@ -149,6 +157,7 @@ impl Kernel {
             let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
             pin_link(FdLink::try_from(link), &pin, name)?;
         }
+        self.attach_sockopt(&cgroup_file)?;
         let name = "established";
         let pin = self.links.join(name);
         let program: &mut SockOps = program(&mut self.ebpf, name)?;
@@ -159,6 +168,39 @@ impl Kernel {
             pin_link(FdLink::try_from(link), &pin, name)?;
         }
         Ok(())
+    }
+
+    fn attach_sockopt(&mut self, cgroup: &File) -> Result<(), Error> {
+        let name = "refuse_zerocopy";
+        let pin = self.links.join(name);
+        let program: &mut CgroupSockopt = program(&mut self.ebpf, name)?;
+        if replace(&pin, name, program.fd())? {
+            return Ok(());
+        }
+        let program = program.fd().map_err(fail(name, "opening"))?;
+        // aya's link of this kind cannot be pinned (no conversion to `FdLink` in 0.14).
+        sys::link_cgroup_setsockopt(cgroup.as_fd(), program.as_fd())
+            .and_then(|link| sys::pin(link.as_fd(), &pin))
+            .map_err(|source| Error::Call { call: "attaching refuse_zerocopy to the control group", source })
+    }
+
+    /// Attaches the program that refuses `splice(2)` on spliced sockets. It sees every read of a socket on the machine, so
+    /// it is attached only where it is needed.
+    ///
+    /// # Errors
+    /// The kernel has no BPF LSM, or refuses.
+    pub fn attach_splice_guard(&mut self) -> Result<(), Error> {
+        let name = "refuse_splice";
+        let pin = self.links.join(name);
+        let btf = aya::Btf::from_sys_fs().map_err(|error| Error::Btf(error.to_string()))?;
+        let program: &mut Lsm = program(&mut self.ebpf, name)?;
+        program.load("file_permission", &btf).map_err(fail(name, "loading"))?;
+        if replace(&pin, name, program.fd())? {
+            return Ok(());
+        }
+        let id = program.attach().map_err(fail(name, "attaching"))?;
+        let link = program.take_link(id).map_err(fail(name, "taking the link"))?;
+        pin_link::<aya::programs::links::LinkError>(Ok(link.into()), &pin, name)
     }
 
     /// Attaches what the fast path needs to a control group for as long as the answer lives. For the probes.
@@ -177,7 +219,10 @@ impl Kernel {
         let established: &mut SockOps = program(&mut self.ebpf, "established")?;
         let id = established.attach(&file, MODE).map_err(fail("established", "attaching for the probes"))?;
         let established = established.take_link(id).map_err(fail("established", "taking the link"))?;
-        Ok(ProbeLinks { _connect: connect, _established: established })
+        let sockopt: &mut CgroupSockopt = program(&mut self.ebpf, "refuse_zerocopy")?;
+        let id = sockopt.attach(&file, MODE).map_err(fail("refuse_zerocopy", "attaching for the probes"))?;
+        let sockopt = sockopt.take_link(id).map_err(fail("refuse_zerocopy", "taking the link"))?;
+        Ok(ProbeLinks { _connect: connect, _established: established, _sockopt: sockopt })
     }
 
     /// Attaches `inbound` to a pod's network namespace, or takes over an earlier agent's link there.
@@ -296,6 +341,7 @@ impl Kernel {
 pub struct ProbeLinks {
     _connect: aya::programs::cgroup_sock_addr::CgroupSockAddrLink,
     _established: aya::programs::sock_ops::SockOpsLink,
+    _sockopt: aya::programs::cgroup_sockopt::CgroupSockoptLink,
 }
 
 /// Gives the programs a sign of life.
@@ -334,6 +380,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, Error> {
         sock_addr(ebpf, name)?.load().map_err(fail(name, "loading"))?;
     }
     program::<SockOps>(ebpf, "established")?.load().map_err(fail("established", "loading"))?;
+    program::<CgroupSockopt>(ebpf, "refuse_zerocopy")?.load().map_err(fail("refuse_zerocopy", "loading"))?;
     program::<SkLookup>(ebpf, "inbound")?.load().map_err(fail("inbound", "loading"))?;
     program::<SkMsg>(ebpf, "splice")?.load().map_err(fail("splice", "loading"))?;
     let sockets = match ebpf.map("SOCKETS") {

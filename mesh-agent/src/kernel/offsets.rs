@@ -1,4 +1,4 @@
-//! Where the running kernel keeps the four fields that the programs read, from its own type information (BTF,
+//! Where the running kernel keeps the fields that the programs read, from its own type information (BTF,
 //! Documentation/bpf/btf.rst). Never hard-coded: offsets move between builds.
 
 use std::collections::HashMap;
@@ -17,6 +17,14 @@ pub struct Offsets {
     pub rmem_alloc: u32,
     /// `sock.sk_rcvbuf`.
     pub rcvbuf: u32,
+    /// `sock.sk_flags`.
+    pub sk_flags: u32,
+    /// `1 << SOCK_ZEROCOPY`.
+    pub zerocopy_flag: u32,
+    /// `socket.sk`.
+    pub socket_sk: u32,
+    /// The system call's number in `pt_regs`.
+    pub syscall: u32,
 }
 
 impl Offsets {
@@ -47,9 +55,22 @@ impl Offsets {
             copied_seq: find("tcp_sock", &["copied_seq"]),
             rmem_alloc: find("sock", &["sk_backlog", "rmem_alloc"]),
             rcvbuf: find("sock", &["sk_rcvbuf"]),
+            sk_flags: find("sock", &["sk_flags"]),
+            zerocopy_flag: types
+                .enumerator("SOCK_ZEROCOPY")
+                .and_then(|bit| 1_u32.checked_shl(bit))
+                .unwrap_or(0),
+            socket_sk: find("socket", &["sk"]),
+            syscall: find("pt_regs", &[SYSCALL_FIELD]),
         })
     }
 }
+
+/// Where `struct pt_regs` keeps the number of the system call (arch/*/include/asm/ptrace.h).
+#[cfg(target_arch = "aarch64")]
+const SYSCALL_FIELD: &str = "syscallno";
+#[cfg(not(target_arch = "aarch64"))]
+const SYSCALL_FIELD: &str = "orig_ax";
 
 const KIND_INT: u32 = 1;
 const KIND_ARRAY: u32 = 3;
@@ -68,6 +89,7 @@ struct Types<'a> {
     strings: usize,
     records: Vec<usize>,
     structures: HashMap<&'a str, usize>,
+    enumerations: Vec<(usize, usize)>,
 }
 
 impl<'a> Types<'a> {
@@ -77,13 +99,17 @@ impl<'a> Types<'a> {
         let types_end = types + u32_at(data, 12)? as usize;
         let strings = header + u32_at(data, 16)? as usize;
         // Type ids start at 1; 0 is void.
-        let mut all = Self { data, strings, records: vec![0], structures: HashMap::new() };
+        let mut all =
+            Self { data, strings, records: vec![0], structures: HashMap::new(), enumerations: Vec::new() };
         let mut at = types;
         while at < types_end {
             all.records.push(at);
             let (kind, count) = all.kind(at)?;
             if kind == KIND_STRUCT {
                 all.structures.entry(all.string(u32_at(data, at)?)?).or_insert(at);
+            }
+            if kind == KIND_ENUM {
+                all.enumerations.push((at, count));
             }
             at += 12 + record_tail_len(kind, count);
         }
@@ -99,6 +125,15 @@ impl<'a> Types<'a> {
         let bytes = self.data.get(self.strings + offset as usize..)?;
         let end = bytes.iter().position(|b| *b == 0)?;
         std::str::from_utf8(&bytes[..end]).ok()
+    }
+
+    /// The value of an enumerator; their names are unique in C.
+    fn enumerator(&self, name: &str) -> Option<u32> {
+        let members =
+            self.enumerations.iter().flat_map(|(at, count)| (0..*count).map(move |i| at + 12 + 8 * i));
+        members
+            .filter(|member| u32_at(self.data, *member).and_then(|offset| self.string(offset)) == Some(name))
+            .find_map(|member| u32_at(self.data, member + 4))
     }
 
     fn offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
@@ -153,6 +188,7 @@ mod tests {
     fn the_running_kernel_names_every_field() {
         let offsets = Offsets::of_running_kernel().expect("this kernel has BTF");
         assert!(offsets.are_complete(), "{offsets:?}");
+        assert!(offsets.syscall != 0 && offsets.zerocopy_flag != 0 && offsets.sk_flags != 0, "{offsets:?}");
         assert!(offsets.write_seq > offsets.rcvbuf, "a tcp_sock starts with its sock: {offsets:?}");
     }
 

@@ -15,9 +15,13 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+/// `BPF_CGROUP_SETSOCKOPT` (enum bpf_attach_type).
+const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 
 /// The part of `union bpf_attr` that map element commands use.
 #[repr(C)]
@@ -38,7 +42,16 @@ struct LinkUpdateAttr {
     old_prog_fd: u32,
 }
 
-/// The part of `union bpf_attr` that `BPF_OBJ_GET` uses.
+/// The part of `union bpf_attr` that `BPF_LINK_CREATE` uses for a control group.
+#[repr(C)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_OBJ_PIN` and `BPF_OBJ_GET` use.
 #[repr(C)]
 struct ObjectAttr {
     pathname: u64,
@@ -54,6 +67,28 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
         Ok(result) if result >= 0 => Ok(result),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Pins an object.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = object.as_raw_fd().cast_unsigned();
+    bpf(BPF_OBJ_PIN, &mut ObjectAttr { pathname: path.as_ptr() as u64, fd, flags: 0 }).map(drop)
+}
+
+/// Attaches a `cgroup/setsockopt` program by a link.
+pub(super) fn link_cgroup_setsockopt(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let link = bpf(
+        BPF_LINK_CREATE,
+        &mut LinkCreateAttr {
+            prog_fd: program.as_raw_fd().cast_unsigned(),
+            target_fd: cgroup.as_raw_fd().cast_unsigned(),
+            attach_type: BPF_CGROUP_SETSOCKOPT,
+            flags: 0,
+        },
+    )?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
 /// Opens a pinned object.

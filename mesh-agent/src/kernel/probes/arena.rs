@@ -74,11 +74,31 @@ impl Arena {
 
     /// A fresh pair, joined.
     pub(super) fn pair(&self) -> Result<Joined, String> {
+        let joined = self.connect(|_| Ok(()))?;
+        match joined.record()?.state {
+            pair::READY => Ok(joined),
+            state => Err(format!("the two sockets were not joined (state {state})")),
+        }
+    }
+
+    /// A fresh pair whose client was made different before it connected, so that it must not be joined.
+    pub(super) fn unpaired(&self, prepare: impl Fn(&Socket) -> io::Result<()>) -> Result<Joined, String> {
+        let joined = self.connect(prepare)?;
+        let key = joined.cookie;
+        match self.maps.sockets.remove(&key) {
+            Ok(false) => Ok(joined),
+            Ok(true) => Err("a socket that must stay out is in the sockmap".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn connect(&self, prepare: impl Fn(&Socket) -> io::Result<()>) -> Result<Joined, String> {
         let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         let listener = TcpListener::bind((SERVER_IP, 0)).map_err(say("listen"))?;
         let address = listener.local_addr().map_err(say("listen"))?;
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).map_err(say("socket"))?;
         socket.bind(&SockAddr::from(SocketAddr::from((CLIENT_IP, 0)))).map_err(say("bind"))?;
+        prepare(&socket).map_err(say("prepare"))?;
         socket.connect(&SockAddr::from(address)).map_err(say("connect"))?;
         let cookie =
             sys::socket_option(socket.as_fd(), libc::SOL_SOCKET, SO_COOKIE).map_err(say("SO_COOKIE"))?;
@@ -88,11 +108,7 @@ impl Arena {
             stream.set_read_timeout(Some(PATIENCE)).map_err(say("timeout"))?;
             stream.set_nodelay(true).map_err(say("TCP_NODELAY"))?;
         }
-        let joined = Joined { client, server, cookie, maps: self.maps.clone() };
-        match joined.record()?.state {
-            pair::READY => Ok(joined),
-            state => Err(format!("the two sockets were not joined (state {state})")),
-        }
+        Ok(Joined { client, server, cookie, maps: self.maps.clone() })
     }
 }
 
