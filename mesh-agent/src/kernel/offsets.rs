@@ -17,7 +17,7 @@ pub struct Offsets {
     pub rmem_alloc: u32,
     /// `sock.sk_rcvbuf`.
     pub rcvbuf: u32,
-    /// `sock.sk_flags`.
+    /// `sock.__sk_common.skc_flags` (`sk_flags` is a macro).
     pub sk_flags: u32,
     /// `1 << SOCK_ZEROCOPY`.
     pub zerocopy_flag: u32,
@@ -55,7 +55,7 @@ impl Offsets {
             copied_seq: find("tcp_sock", &["copied_seq"]),
             rmem_alloc: find("sock", &["sk_backlog", "rmem_alloc"]),
             rcvbuf: find("sock", &["sk_rcvbuf"]),
-            sk_flags: find("sock", &["sk_flags"]),
+            sk_flags: find("sock", &["__sk_common", "skc_flags"]),
             zerocopy_flag: types
                 .enumerator("SOCK_ZEROCOPY")
                 .and_then(|bit| 1_u32.checked_shl(bit))

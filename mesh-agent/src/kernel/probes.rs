@@ -44,7 +44,7 @@ pub fn run(kernel: &mut Kernel) -> Result<Vec<ProbeResult>, Error> {
     }
     // The kernel's own splice(2) misses redirected bytes. Refuse it on such sockets, and ask again.
     if let Err(error) = kernel.attach_splice_guard() {
-        tracing::warn!(%error, "splice(2) cannot be refused on spliced sockets");
+        tracing::warn!(error = ?error, "splice(2) cannot be refused on spliced sockets");
         return Ok(first);
     }
     let again = in_arena(kernel, cases::all().filter(|case| case.name() == cases::SPLICE).collect())?;
