@@ -18,7 +18,7 @@ pub mod origins;
 pub mod sandbox;
 pub mod tables;
 
-pub use keeper::{Capture, Handles, Settings, start};
+pub use keeper::{Capture, FastPath, Handles, Settings, start};
 pub use origins::KernelOrigins;
 
 use std::io;
@@ -89,7 +89,7 @@ pub trait OriginTable: std::fmt::Debug + Send + Sync {
     /// from local address `agent`. Must be called before connecting.
     ///
     /// # Errors
-    /// The map is full.
+    /// `AlreadyExists`: another connection has this local port, take another. Anything else: the map is full.
     fn show_client(&self, pod: &Pod, agent: SocketAddr, client: ClientAddr) -> io::Result<()>;
 
     /// Forgets what [`OriginTable::show_client`] said.

@@ -45,8 +45,6 @@ fn every_probe_is_answered() {
     let settings = settings("probes");
     let _unpin = Unpin(settings.pin_dir.clone());
     let mut kernel = Kernel::load(&settings).expect("run as root: `sudo cargo xtask test`");
-    tracing_subscriber::fmt().init();
-    eprintln!("{:?}", kernel.offsets());
     let results = mesh_agent::kernel::probes::run(&mut kernel).unwrap();
     for result in &results {
         eprintln!("{result:?}");

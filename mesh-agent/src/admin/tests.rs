@@ -209,7 +209,7 @@ fn workload(name: &str, ip: &str, port: u16) -> Workload {
         labels: [("app".to_owned(), name.to_owned())].into(),
         ports: vec![WorkloadPort { name: None, port }],
         enrolled: true,
-        splice: true,
+        splice: None,
         skip_outbound_ports: [].into(),
         skip_inbound_ports: [].into(),
         failure_mode: FailureMode::default(),

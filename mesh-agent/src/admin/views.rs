@@ -35,13 +35,21 @@ pub fn workloads(snapshot: &Snapshot, captured: impl Fn(&WorkloadUid) -> bool) -
                 "identity": workload.identity.as_str(),
                 "enrolled": workload.enrolled,
                 "captured": captured(&workload.uid),
-                "splice": workload.splice,
+                "splice": splice_label(workload.splice),
                 "hostNetwork": workload.host_network,
                 "ready": workload.ready,
                 "terminating": workload.terminating,
             })
         })
         .collect()
+}
+
+fn splice_label(splice: Option<bool>) -> &'static str {
+    match splice {
+        None => "auto",
+        Some(true) => "enabled",
+        Some(false) => "disabled",
+    }
 }
 
 /// `/services`: every service with its endpoints.

@@ -14,7 +14,7 @@ use super::Error;
 use super::process::Process;
 use super::windows::{LateDiscovery, add_mesh, report_discovery};
 use crate::admin::views;
-use crate::capture::{self, Capture, KernelOrigins};
+use crate::capture::{self, Capture, FastPath, KernelOrigins};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
 use crate::identity::Identities;
 use crate::kernel::{Kernel, probes};
@@ -51,7 +51,10 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     let _first = found.set(discovery::start(objects, registry_writer, policy_writer, shutdown.clone())?);
 
     let mut kernel = Kernel::load(&settings.kernel)?;
-    let splice = settings.splice == SpliceMode::Auto && fast_path_is_sound(&mut kernel, &telemetry);
+    let fast_path = match settings.splice {
+        SpliceMode::Auto => probe(&mut kernel, &telemetry),
+        SpliceMode::Off => FastPath::Off,
+    };
     kernel.attach(&settings.kernel.cgroup)?;
 
     let mesh = registry.snapshot().config.clone();
@@ -74,7 +77,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
             node: settings.node.as_str().into(),
             sandbox_dir: settings.sandbox_dir.clone(),
             all_services: settings.service_vips == ServiceVips::All,
-            splice,
+            fast_path,
         },
         kernel,
         capture::Handles {
@@ -107,22 +110,33 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs the probes, tells about each, and says whether the fast path may be used.
-fn fast_path_is_sound(kernel: &mut Kernel, telemetry: &Telemetry) -> bool {
+/// Runs the probes, tells about each, and says which pods may use the fast path.
+fn probe(kernel: &mut Kernel, telemetry: &Telemetry) -> FastPath {
     let results = match probes::run(kernel) {
         Ok(results) => results,
         Err(error) => {
             tracing::warn!(%error, "the fast path could not be probed and stays off");
-            return false;
+            return FastPath::Off;
         }
     };
-    for result in &results {
+    let mut fast_path = FastPath::On;
+    for result in results {
         telemetry.probe_result(result.name, result.failure.is_none());
-        if let Some(failure) = &result.failure {
+        let Some(failure) = result.failure else { continue };
+        if result.name == probes::SPLICE {
+            tracing::warn!(
+                failure,
+                "splice(2) is not safe here: only pods labelled weft.dev/splice=enabled are spliced"
+            );
+            if fast_path == FastPath::On {
+                fast_path = FastPath::OptIn;
+            }
+        } else {
             tracing::warn!(probe = result.name, failure, "a probe failed: the fast path stays off");
+            fast_path = FastPath::Off;
         }
     }
-    results.iter().all(|result| result.failure.is_none())
+    fast_path
 }
 
 /// Holds readiness until the pods that are there at start have their certificates, within bounds.

@@ -104,6 +104,8 @@ pub struct Inputs<'a> {
     pub habits: &'a Habits,
     /// This node.
     pub node: &'a str,
+    /// Pods that say nothing about the fast path may use it.
+    pub splice_by_default: bool,
     /// Every service is resolved, also those with no endpoint on this node, because nobody else does (no kube-proxy).
     pub all_services: bool,
 }
@@ -113,7 +115,7 @@ pub fn compile(inputs: &Inputs<'_>, numbers: &mut Numbers) -> Tables {
     let mut tables = Tables::default();
     let local = caught_workloads(inputs);
     for (caught, pod) in &local {
-        enter_pod(&mut tables, numbers, caught, pod);
+        enter_pod(&mut tables, numbers, inputs, caught, pod);
     }
     enter_addresses(&mut tables, numbers, inputs, &local);
     enter_verdicts(&mut tables, numbers, inputs, &local);
@@ -131,9 +133,9 @@ fn caught_workloads<'a>(inputs: &Inputs<'a>) -> LocalPods<'a> {
     inputs.caught.iter().filter_map(known).filter(|(_, pod)| pod.enrolled).collect()
 }
 
-fn flags(pod: &Workload) -> u32 {
+fn flags(inputs: &Inputs<'_>, pod: &Workload) -> u32 {
     let mut flags = workload::ENROLLED;
-    if pod.splice {
+    if pod.splice.unwrap_or(inputs.splice_by_default) {
         flags |= workload::SPLICE;
     }
     if pod.failure_mode == FailureMode::Plain {
@@ -142,7 +144,13 @@ fn flags(pod: &Workload) -> u32 {
     flags
 }
 
-fn enter_pod(tables: &mut Tables, numbers: &mut Numbers, caught: &Caught, pod: &Workload) {
+fn enter_pod(
+    tables: &mut Tables,
+    numbers: &mut Numbers,
+    inputs: &Inputs<'_>,
+    caught: &Caught,
+    pod: &Workload,
+) {
     let id = numbers.number(&pod.uid.0);
     let mut outbound_ports = [0; WORKERS_MAX];
     for (slot, port) in outbound_ports.iter_mut().zip(&caught.outbound_ports) {
@@ -153,7 +161,7 @@ fn enter_pod(tables: &mut Tables, numbers: &mut Numbers, caught: &Caught, pod: &
         caught.netns_cookie,
         Entry {
             id,
-            flags: flags(pod) | workload::LOCAL,
+            flags: flags(inputs, pod) | workload::LOCAL,
             workers: workers(caught),
             reserved: 0,
             address4: first(true).unwrap_or_default(),
@@ -180,7 +188,8 @@ fn enter_addresses(tables: &mut Tables, numbers: &mut Numbers, inputs: &Inputs<'
     let slots: HashMap<&WorkloadUid, &Caught> =
         local.iter().map(|(caught, _)| (&caught.uid, *caught)).collect();
     for pod in inputs.snapshot.workloads().filter(|pod| pod.enrolled && !pod.host_network) {
-        let mut entry = Local { id: numbers.number(&pod.uid.0), flags: flags(pod), slot: 0, workers: 0 };
+        let mut entry =
+            Local { id: numbers.number(&pod.uid.0), flags: flags(inputs, pod), slot: 0, workers: 0 };
         if let Some(caught) = slots.get(&pod.uid) {
             entry.flags |= workload::LOCAL;
             entry.slot = caught.slot;

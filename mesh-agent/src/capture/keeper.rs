@@ -40,8 +40,20 @@ pub struct Settings {
     pub sandbox_dir: PathBuf,
     /// Service addresses are resolved for every pod below the control group, meshed or not (a node without kube-proxy).
     pub all_services: bool,
-    /// The fast path may be used: probes passed and no switch is against it.
-    pub splice: bool,
+    /// Which pods may use the fast path, as far as the kernel and the command line go.
+    pub fast_path: FastPath,
+}
+
+/// Which pods may use the fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastPath {
+    /// None: a probe failed, or it is switched off.
+    Off,
+    /// Those that ask for it (label `weft.dev/splice: enabled`): this kernel's `splice(2)` does not see redirected bytes and
+    /// cannot be refused either, so their owners vouch that they do not call it on sockets.
+    OptIn,
+    /// All that do not opt out.
+    On,
 }
 
 /// What capture reads from and speaks to.
@@ -145,9 +157,12 @@ impl Keeper {
         let mut registry = self.handles.registry.changes();
         let mut policies = self.handles.policies.changes();
         let mut look_again = tokio::time::interval(LOOK_AGAIN_EVERY);
-        if let Err(error) = self.kernel.configure(self.settings.splice, self.settings.all_services) {
+        if let Err(error) =
+            self.kernel.configure(self.settings.fast_path != FastPath::Off, self.settings.all_services)
+        {
             tracing::error!(error = %chain(&error), "cannot configure the kernel programs");
         }
+        self.forget_predecessor();
         self.reconcile();
         let heart = Heart::start(self.kernel.maps().clone(), self.kernel.generation());
         drop(block);
@@ -190,6 +205,17 @@ impl Keeper {
         drop(heart);
         if let Err(error) = self.kernel.stop_heartbeat() {
             tracing::warn!(error = %chain(&error), "cannot tell the kernel programs that the agent stops");
+        }
+    }
+
+    /// Records about connections of an agent that is gone; its sockets died with it.
+    fn forget_predecessor(&self) {
+        let maps = self.kernel.maps();
+        for key in maps.clients.keys().unwrap_or_default() {
+            let _ = maps.clients.remove(&key);
+        }
+        for key in maps.dials.keys().unwrap_or_default() {
+            let _ = maps.dials.remove(&key);
         }
     }
 
@@ -316,11 +342,12 @@ impl Keeper {
             caught: &caught,
             habits: &self.habits,
             node: &self.settings.node,
+            splice_by_default: snapshot.config.splice.unwrap_or(self.settings.fast_path == FastPath::On),
             all_services: self.settings.all_services,
         };
         let tables = compile::compile(&inputs, &mut self.numbers);
         let errors = self.applied.apply(self.kernel.maps(), tables);
-        let splice = self.settings.splice && snapshot.config.splice;
+        let splice = self.settings.fast_path != FastPath::Off && snapshot.config.splice != Some(false);
         let configured = self.kernel.configure(splice, self.settings.all_services);
         self.handles.telemetry.splice_enabled(splice && self.kernel.offsets().are_complete());
         errors.iter().chain(configured.as_ref().err()).map(|error| chain(error)).collect()

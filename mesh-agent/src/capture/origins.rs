@@ -41,7 +41,12 @@ impl OriginTable for KernelOrigins {
     fn show_client(&self, pod: &Pod, agent: SocketAddr, client: ClientAddr) -> io::Result<()> {
         let value =
             Client { address: Address::from(client.ip()), port: client.port(), reserved: 0, reserved2: 0 };
-        self.0.clients.put(&client_key(pod, agent), &value).map_err(io::Error::other)
+        match self.0.clients.add(&client_key(pod, agent), &value) {
+            Ok(true) => Ok(()),
+            // Another connection of the agent has this port, towards another port of the pod: draw again.
+            Ok(false) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     fn forget_client(&self, pod: &Pod, agent: SocketAddr) {

@@ -45,7 +45,7 @@ pub(super) const WORKLOADS: List = List {
         wide("OWNER", |item, _| text(&item["owner"])),
         wide("ZONE", |item, _| text(&item["zone"])),
         wide("ADDRESSES", |item, _| text(&item["addresses"])),
-        wide("SPLICE", |item, _| yes_no(&item["splice"])),
+        wide("SPLICE", |item, _| text(&item["splice"])),
         wide("IDENTITY", |item, _| text(&item["identity"])),
     ],
 };

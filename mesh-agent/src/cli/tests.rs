@@ -23,7 +23,7 @@ fn workloads() -> Value {
         json!({
             "namespace": "shop", "name": name, "owner": name, "node": node, "zone": null,
             "addresses": ["10.0.0.1", "fd00::1"], "identity": format!("spiffe://cluster.local/ns/shop/sa/{name}"),
-            "enrolled": enrolled, "captured": captured, "splice": true, "ready": true, "terminating": false,
+            "enrolled": enrolled, "captured": captured, "splice": "auto", "ready": true, "terminating": false,
         })
     };
     let mut all = vec![pod("web", "n1", true, true), pod("orders-with-a-long-name", "n2", true, false)];

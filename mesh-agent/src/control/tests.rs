@@ -39,7 +39,7 @@ pub(super) fn workload(namespace: &str, name: &str, account: &str, node: &str) -
         labels: Default::default(),
         ports: Vec::new(),
         enrolled: true,
-        splice: true,
+        splice: None,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
         failure_mode: FailureMode::default(),

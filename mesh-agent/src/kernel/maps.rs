@@ -64,6 +64,17 @@ impl<K: IntoBytes + FromBytes, V: IntoBytes + FromBytes> Table<K, V> {
         sys::map_put(self.data.fd().as_fd(), key, value).map_err(self.fail("write"))
     }
 
+    /// Writes the value unless there is one already; false when there was.
+    ///
+    /// # Errors
+    /// The map is full, or the system call failed.
+    pub fn add(&self, key: &K, value: &V) -> Result<bool, Error> {
+        match sys::map_add(self.data.fd().as_fd(), key, value) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            other => other.map(|()| true).map_err(self.fail("add")),
+        }
+    }
+
     /// Removes the value; false when there was none.
     ///
     /// # Errors

@@ -13,6 +13,9 @@ use mesh_common::Event;
 
 use super::{Error, Kernel};
 
+/// Name of the probe whose failure concerns only programs that call `splice(2)` on their sockets.
+pub const SPLICE: &str = "splice";
+
 /// Whether the event tells of a probe's connection. Such events stay in the ring until somebody reads it, among those
 /// of real connections; nobody shall count them.
 pub fn is_of_probe(event: &Event) -> bool {
@@ -39,7 +42,7 @@ pub fn run(kernel: &mut Kernel) -> Result<Vec<ProbeResult>, Error> {
         ));
     }
     let first = in_arena(kernel, cases::all().collect())?;
-    if first.iter().all(|result| result.name != cases::SPLICE || result.failure.is_none()) {
+    if first.iter().all(|result| result.name != SPLICE || result.failure.is_none()) {
         return Ok(first);
     }
     // The kernel's own splice(2) misses redirected bytes. Refuse it on such sockets, and ask again.
@@ -47,8 +50,8 @@ pub fn run(kernel: &mut Kernel) -> Result<Vec<ProbeResult>, Error> {
         tracing::warn!(error = ?error, "splice(2) cannot be refused on spliced sockets");
         return Ok(first);
     }
-    let again = in_arena(kernel, cases::all().filter(|case| case.name() == cases::SPLICE).collect())?;
-    Ok(first.into_iter().filter(|result| result.name != cases::SPLICE).chain(again).collect())
+    let again = in_arena(kernel, cases::all().filter(|case| case.name() == SPLICE).collect())?;
+    Ok(first.into_iter().filter(|result| result.name != SPLICE).chain(again).collect())
 }
 
 /// Runs cases on a thread of its own: it moves into the throw-away namespace and never comes back.

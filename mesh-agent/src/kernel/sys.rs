@@ -15,6 +15,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_NOEXIST: u64 = 1;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
@@ -136,6 +137,11 @@ pub(super) fn map_take<K: IntoBytes, V: FromBytes>(map: BorrowedFd<'_>, key: &K)
 /// Writes an element.
 pub(super) fn map_put<K: IntoBytes, V: IntoBytes>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     bpf(BPF_MAP_UPDATE_ELEM, &mut element(map, key, value, 0)).map(drop)
+}
+
+/// Writes an element that is not there yet; `EEXIST` when it is.
+pub(super) fn map_add<K: IntoBytes, V: IntoBytes>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    bpf(BPF_MAP_UPDATE_ELEM, &mut element(map, key, value, BPF_NOEXIST)).map(drop)
 }
 
 /// Removes an element; false when it was not there.

@@ -29,8 +29,9 @@ pub struct MeshConfig {
     pub default_inbound: DefaultInbound,
     /// Lifetime of an SVID.
     pub certificate_ttl: Duration,
-    /// The fast path between pods of one node; off turns every same-node pair to plain direct TCP.
-    pub splice: bool,
+    /// The fast path between pods of one node: `Some(false)` turns every same-node pair to plain direct TCP, `Some(true)`
+    /// vouches for pods that say nothing, `None` leaves those to what the kernel's probes allow.
+    pub splice: Option<bool>,
 }
 
 impl Default for MeshConfig {
@@ -40,7 +41,7 @@ impl Default for MeshConfig {
             system_namespace: "weft-system".to_owned(),
             default_inbound: DefaultInbound::default(),
             certificate_ttl: Duration::from_secs(24 * 3600),
-            splice: true,
+            splice: None,
         }
     }
 }

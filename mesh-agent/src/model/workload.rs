@@ -88,8 +88,8 @@ pub struct Workload {
     pub ports: Vec<WorkloadPort>,
     /// Part of the mesh (label `weft.dev/mesh`).
     pub enrolled: bool,
-    /// May be spliced (label `weft.dev/splice` is not `disabled`).
-    pub splice: bool,
+    /// May be spliced (label `weft.dev/splice` on pod or namespace); `None`: says nothing.
+    pub splice: Option<bool>,
     /// Destination ports left alone on the way out (`weft.dev/skip-outbound-ports`).
     pub skip_outbound_ports: BTreeSet<u16>,
     /// Local ports left alone on the way in (`weft.dev/skip-inbound-ports`).

@@ -24,7 +24,7 @@ fn pod(namespace: &str, labels: &[(&str, &str)]) -> Workload {
         labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         ports: Vec::new(),
         enrolled: true,
-        splice: true,
+        splice: None,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
         failure_mode: Default::default(),

@@ -276,7 +276,7 @@ impl World {
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             ports: Vec::new(),
             enrolled,
-            splice: false,
+            splice: None,
             skip_outbound_ports: BTreeSet::new(),
             skip_inbound_ports: BTreeSet::new(),
             failure_mode: FailureMode::Closed,

@@ -336,8 +336,8 @@ async fn ways_back_into_the_agent_are_refused() {
     let (world, outbound, _listener, _address) = two_pods().await;
     let targets = [
         outbound,
-        SocketAddr::new(world.ip(1), super::tunnel::PORT),
-        SocketAddr::new(world.ip(2), super::tunnel::PORT),
+        SocketAddr::new(world.ip(1), tunnel::PORT),
+        SocketAddr::new(world.ip(2), tunnel::PORT),
     ];
     for target in targets {
         is_reset(&mut world.dial(outbound, target).await).await;
@@ -405,7 +405,7 @@ async fn a_destination_with_another_identity_gets_no_byte() {
 #[tokio::test]
 async fn plain_text_on_the_tunnel_port_has_its_own_reason() {
     let (world, _outbound, _listener, address) = two_pods().await;
-    let mut stranger = TcpStream::connect((address.ip(), super::tunnel::PORT)).await.unwrap();
+    let mut stranger = TcpStream::connect((address.ip(), tunnel::PORT)).await.unwrap();
     say(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").await;
     is_reset(&mut stranger).await;
     let records = world.records(1).await;

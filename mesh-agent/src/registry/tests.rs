@@ -18,7 +18,7 @@ fn pod(name: &str, node: &str, addresses: &[&str]) -> Workload {
         labels: Default::default(),
         ports: Vec::new(),
         enrolled: true,
-        splice: true,
+        splice: None,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
         failure_mode: Default::default(),

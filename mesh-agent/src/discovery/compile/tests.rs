@@ -70,13 +70,19 @@ status:
     assert_eq!(found.identity.as_str(), "spiffe://example.org/ns/shop/sa/web");
     assert_eq!(found.addresses, ["10.0.0.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
     assert_eq!((&*found.node, found.zone.as_deref()), ("node-1", Some("z1")));
-    assert!(found.enrolled && !found.splice && found.ready && !found.terminating && !found.host_network);
+    assert!(
+        found.enrolled
+            && found.splice == Some(false)
+            && found.ready
+            && !found.terminating
+            && !found.host_network
+    );
     assert_eq!(Vec::from_iter(found.skip_outbound_ports.clone()), [22, 3306]);
     assert_eq!(Vec::from_iter(found.skip_inbound_ports.clone()), [9100]);
     assert_eq!(found.failure_mode, FailureMode::Plain);
     assert_eq!((found.ports[0].name.as_deref(), found.ports[0].port), (Some("http"), 8080));
     let config = &compiled.snapshot.config;
-    assert_eq!((config.certificate_ttl.as_secs(), config.splice), (90, false));
+    assert_eq!((config.certificate_ttl.as_secs(), config.splice), (90, Some(false)));
     assert_eq!(config.system_namespace, "mesh");
 }
 

@@ -111,7 +111,7 @@ fn workload(
             .map(|port| WorkloadPort { name: port.name.clone(), port: port.port })
             .collect(),
         enrolled: wanted && has_account,
-        splice: pod.splice,
+        splice: pod.splice.or(namespace.splice),
         skip_outbound_ports: pod.skip_outbound_ports.clone(),
         skip_inbound_ports: pod.skip_inbound_ports.clone(),
         failure_mode: namespace.failure_mode,

@@ -15,6 +15,8 @@ pub const AGENT_DOWN: &str = "weft.dev/agent-down";
 pub struct Namespace {
     /// Its word on enrolment, for pods that say nothing.
     pub mesh: Option<bool>,
+    /// Its word on the kernel's fast path, for pods that say nothing.
+    pub splice: Option<bool>,
     /// What happens while the agent is away.
     pub failure_mode: FailureMode,
 }
@@ -42,7 +44,8 @@ pub fn accept_namespace(namespace: &k8s::Namespace) -> Result<Namespace, Fault> 
             ));
         }
     };
-    Ok(Namespace { mesh: super::mesh_label(&namespace.metadata)?, failure_mode })
+    let splice = super::switch(namespace.metadata.labels.as_ref(), "labels", super::pod::SPLICE_LABEL)?;
+    Ok(Namespace { mesh: super::mesh_label(&namespace.metadata)?, splice, failure_mode })
 }
 
 /// Takes what the mesh needs.

@@ -35,7 +35,7 @@ pub fn accept(spec: &MeshConfigSpec) -> Result<MeshConfig, Fault> {
         };
     }
     if let Some(splice) = spec.fast_path.as_ref().and_then(|fast_path| fast_path.splice) {
-        config.splice = splice == Switch::Enabled;
+        config.splice = Some(splice == Switch::Enabled);
     }
     Ok(config)
 }

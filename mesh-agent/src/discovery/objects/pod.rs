@@ -35,7 +35,7 @@ pub struct Pod {
     /// The pod's own word on enrolment.
     pub mesh: Option<bool>,
     /// May be spliced.
-    pub splice: bool,
+    pub splice: Option<bool>,
     /// See [`SKIP_OUTBOUND`].
     pub skip_outbound_ports: BTreeSet<u16>,
     /// See [`SKIP_INBOUND`].
@@ -87,7 +87,7 @@ pub fn accept(pod: &k8s::Pod) -> Result<Pod, Fault> {
         addresses,
         ports: ports(spec)?,
         mesh: super::mesh_label(metadata)?,
-        splice: super::switch(metadata.labels.as_ref(), "labels", SPLICE_LABEL)?.unwrap_or(true),
+        splice: super::switch(metadata.labels.as_ref(), "labels", SPLICE_LABEL)?,
         skip_outbound_ports: port_list(pod, SKIP_OUTBOUND)?,
         skip_inbound_ports: port_list(pod, SKIP_INBOUND)?,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),

@@ -9,8 +9,8 @@ use mesh_common::pair;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::super::sys;
-use super::ProbeResult;
 use super::arena::{Arena, Joined, PATIENCE};
+use super::{ProbeResult, SPLICE};
 use crate::lifecycle::clock;
 
 /// Pairs that are opened, used and closed by [`churn`].
@@ -26,9 +26,6 @@ pub(super) struct Case {
     name: &'static str,
     check: fn(&Arena) -> Outcome,
 }
-
-/// Name of the case that [`super::run`] may mend.
-pub(super) const SPLICE: &str = "splice";
 
 impl Case {
     /// Its name.
