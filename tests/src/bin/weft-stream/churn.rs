@@ -1,0 +1,90 @@
+//! Many short connections, several at once: each sends a few bytes, checks their echo, and closes, one end first or the
+//! other.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread;
+
+use crate::order::{HEADER_BYTES, Order};
+use crate::report::{Report, error_name, now};
+use crate::writer::piece_length;
+use crate::{dial, pattern};
+
+/// The longest message of a short connection, in bytes.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Runs all connections.
+pub fn client(target: SocketAddr, order: &Order) -> Report {
+    let started = now();
+    let next = AtomicU32::new(0);
+    let bytes = AtomicU64::new(0);
+    let mut report = Report::new(&order.id, "client");
+    let outcomes: Vec<(u32, Option<String>)> = thread::scope(|scope| {
+        let worker = || {
+            let mut good = 0;
+            let mut first_error = None;
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= order.count {
+                    return (good, first_error);
+                }
+                match one(target, order, number) {
+                    Ok(count) => {
+                        good += 1;
+                        bytes.fetch_add(count, Ordering::Relaxed);
+                    }
+                    Err(error) => {
+                        first_error
+                            .get_or_insert_with(|| format!("connection {number}: {}", error_name(&error)));
+                    }
+                }
+            }
+        };
+        let workers: Vec<_> = (0..order.at_once).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a worker does not panic")).collect()
+    });
+    for (good, error) in outcomes {
+        report.connections += good;
+        report.error = report.error.or(error);
+    }
+    let bytes = bytes.into_inner();
+    report.read = bytes;
+    report.written = bytes + u64::from(report.connections) * HEADER_BYTES as u64;
+    report.seconds = started.elapsed().as_secs_f64();
+    report
+}
+
+/// One connection; how many bytes went each way.
+fn one(target: SocketAddr, order: &Order, number: u32) -> io::Result<u64> {
+    let seed = order.seed.wrapping_add(u64::from(number));
+    let mut message = vec![0; piece_length(&mut fastrand::Rng::with_seed(seed), MESSAGE_BYTES_MAX, u64::MAX)];
+    pattern::fill(seed, 0, &mut message);
+    let mut stream = dial::dial(target, order)?;
+    stream.write_all(&message)?;
+    let mut echo = vec![0; message.len()];
+    if number % 2 == 0 {
+        // The client finishes first.
+        stream.shutdown(Shutdown::Write)?;
+    }
+    stream.read_exact(&mut echo)?;
+    if echo != message {
+        return Err(io::Error::other("the echo is not what was sent"));
+    }
+    if number % 2 == 0 && stream.read(&mut [0])? != 0 {
+        return Err(io::Error::other("something follows the echo"));
+    }
+    Ok(message.len() as u64)
+}
+
+/// Echoes until the client has finished.
+pub fn server(mut stream: TcpStream, order: &Order) {
+    let _ = stream.set_nodelay(true);
+    let _ = stream.set_read_timeout(Some(order.patience));
+    let mut buffer = [0; MESSAGE_BYTES_MAX];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+}
