@@ -1,4 +1,4 @@
-//! Stations 3 and 4: what happens to a socket between SYN and close (`sock_ops`).
+//! Stations 2 and 13: what happens to a socket between SYN and close (`sock_ops`).
 //!
 //! At `TCP_CONNECT_CB`, before the SYN leaves, the client's port is known: the record for the agent (`DIALS`) or the
 //! authorization for `inbound` (`FLOWS`) is written. When both ends are established they are paired by cookie and put

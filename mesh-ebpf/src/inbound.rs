@@ -1,4 +1,4 @@
-//! Station 8: a connection arrives in a pod's network namespace. Everything goes to the agent's in-pod listener, except
+//! Station 9: a connection arrives in a pod's network namespace. Everything goes to the agent's in-pod listener, except
 //! what connect has authorized on this very node, what the pod says to itself, and what the pod excluded.
 //!
 //! Attached once per enrolled pod's network namespace; several programs may be there, the last selection wins.

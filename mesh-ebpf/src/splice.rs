@@ -1,4 +1,4 @@
-//! Station 5, the fast path: `send(2)` of a spliced socket (`sk_msg`).
+//! Station 12 on the short way: `send(2)` of a spliced socket (`sk_msg`).
 //!
 //! Moves the payload straight into the other socket's receive queue, or leaves it to TCP. A socket has two receive
 //! queues; the redirected one is drained first. So redirected bytes must never be sent while bytes that went over TCP
