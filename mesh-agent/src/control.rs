@@ -103,7 +103,7 @@ pub enum Error {
         fault: tokens::Fault,
     },
     /// A stage of a rotation does not follow from the present one, or comes too soon.
-    #[error("root rotation: {0}")]
+    #[error(transparent)]
     Rotation(#[from] ca::StageRefused),
     /// The listener cannot be opened.
     #[error("cannot listen on {address}")]
