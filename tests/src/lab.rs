@@ -279,7 +279,7 @@ impl Lab {
     /// Starts a probe in a pod.
     #[track_caller]
     pub fn probe(&self, pod: &str) -> Probe {
-        let program = probe_path();
+        let program = program("weft-probe");
         let mut command = self.command(pod, &[&program.to_string_lossy()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Probe::new(pod, command.spawn().expect("`lab exec` starts"))
@@ -468,7 +468,8 @@ impl Lab {
 
     /// The end of a node's agent's log.
     pub fn log_tail(&self, node: &str) -> String {
-        let text = fs::read_to_string(&self.agent(node).log).unwrap_or_default();
+        let log = self.node(node).agent.as_ref().map(|agent| &agent.log);
+        let text = log.and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -591,10 +592,10 @@ fn xtask() -> Command {
     Command::new(xtask_path())
 }
 
-/// The probe's program stands two directories above the running test's, which is in `deps`.
-fn probe_path() -> PathBuf {
+/// A program of this package stands two directories above the running test, which is in `deps`.
+pub(crate) fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process has an executable");
-    let path = test.ancestors().nth(2).expect("a test stands in target/PROFILE/deps").join("weft-probe");
+    let path = test.ancestors().nth(2).expect("a test stands in target/PROFILE/deps").join(name);
     assert!(path.exists(), "{} is missing: run `sudo cargo xtask test`", path.display());
     path
 }

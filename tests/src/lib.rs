@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`world`] (what a test asks for), [`lab`] (the running lab: pods, agents, faults, and its end, always),
 //! [`probe`] (a program in a pod that a test drives), [`wire`] (how the two talk), [`seen`] (metrics and access records),
-//! [`wait`] (patience). The probe's own program is `src/bin/weft-probe.rs`.
+//! [`traffic`] (streams that find their own faults), [`wait`] (patience). The probe's own program is `src/bin/weft-probe.rs`.
 //!
 //! Nothing here skips: a test that lacks root fails and says which command to use.
 
@@ -16,6 +16,8 @@ pub mod probe;
 pub mod wire;
 
 pub mod seen;
+
+pub mod traffic;
 
 pub mod wait;
 

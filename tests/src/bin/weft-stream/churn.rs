@@ -1,5 +1,5 @@
-//! Many short connections, several at once: each sends a few bytes, checks their echo, and closes, one end first or the
-//! other.
+//! Many short connections, several at once: each sends a few messages, checks their echo, and closes, one end first or
+//! the other.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -13,6 +13,9 @@ use crate::{dial, pattern};
 
 /// The longest message of a short connection, in bytes.
 const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Exchanges of one connection: enough for a connection to be worth something.
+const TURNS: u64 = 6;
 
 /// Runs all connections.
 pub fn client(target: SocketAddr, order: &Order) -> Report {
@@ -63,18 +66,24 @@ fn one(target: SocketAddr, order: &Order, number: u32) -> io::Result<u64> {
     let mut stream = dial::dial(target, order)?;
     stream.write_all(&message)?;
     let mut echo = vec![0; message.len()];
-    if number % 2 == 0 {
-        // The client finishes first.
-        stream.shutdown(Shutdown::Write)?;
-    }
-    stream.read_exact(&mut echo)?;
-    if echo != message {
-        return Err(io::Error::other("the echo is not what was sent"));
+    for turn in 1.. {
+        if turn == TURNS && number % 2 == 0 {
+            // The client finishes first.
+            stream.shutdown(Shutdown::Write)?;
+        }
+        stream.read_exact(&mut echo)?;
+        if echo != message {
+            return Err(io::Error::other("the echo is not what was sent"));
+        }
+        if turn == TURNS {
+            break;
+        }
+        stream.write_all(&message)?;
     }
     if number % 2 == 0 && stream.read(&mut [0])? != 0 {
         return Err(io::Error::other("something follows the echo"));
     }
-    Ok(message.len() as u64)
+    Ok(message.len() as u64 * TURNS)
 }
 
 /// Echoes until the client has finished.
