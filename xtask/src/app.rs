@@ -1,10 +1,12 @@
 //! The programs that run in pods: small servers that say what they see, and clients whose exit code tells how it went.
 //!
-//! Files: [`server`], [`client`]. They use sockets exactly as any program would, and know nothing of the mesh.
+//! Files: [`server`], [`client`]; [`bench`] (the traffic of the benches). They use sockets exactly as any program would, and know nothing of the mesh.
 
 pub mod server;
 
 pub mod client;
+
+pub mod bench;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,10 @@ pub enum Command {
     Get(client::GetOptions),
     /// Connect, send a text, print the answer; on failure print the error's name (ECONNREFUSED, ...) and exit with 1.
     Call(client::CallOptions),
+    /// Measure against a `bench-server`; one line of JSON.
+    BenchClient(bench::client::Options),
+    /// Answer a `bench-client` until standard input ends.
+    BenchServer(bench::server::Options),
 }
 
 /// `app http`.
@@ -52,5 +58,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Sink(options) => server::run(options.port, server::Service::Sink),
         Command::Get(options) => client::get(&options),
         Command::Call(options) => Ok(client::call(&options)),
+        Command::BenchClient(options) => bench::client::run(&options),
+        Command::BenchServer(options) => bench::server::run(&options),
     }
 }

@@ -1,7 +1,7 @@
 //! Everything a developer runs: `cargo xtask <command>`. This file holds the command line only.
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] and [`build`] (what is built), [`lab`] (nodes and pods on
-//! one machine), [`app`] (the traffic programs that run in its pods), [`test`] (the checks), [`shell`] (how commands are
+//! one machine), [`app`] (the traffic programs that run in its pods), [`bench`] (how fast it is), [`test`] (the checks), [`shell`] (how commands are
 //! run), [`clock`].
 
 #![expect(unreachable_pub, reason = "a program has no outside: `pub` marks what a file offers to the others")]
@@ -15,6 +15,8 @@ mod build;
 mod lab;
 
 mod app;
+
+mod bench;
 
 mod test;
 
@@ -37,7 +39,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Install what building and testing need, or name the exact thing to install.
-    Setup,
+    Setup(setup::Options),
     /// Compile the kernel programs (mesh-ebpf/) to target/release/weft.bpf.o.
     BuildEbpf,
     /// Compile the kernel programs, mesh-agent and meshctl (release).
@@ -48,6 +50,8 @@ enum Command {
     /// Small servers and clients that run in the lab's pods.
     #[command(subcommand)]
     App(app::Command),
+    /// How fast the mesh is, beside the same without it, with the marks it must reach (needs root, and a quiet machine).
+    Bench(bench::Options),
     /// Set up, build, and run every test with the kernel programs loaded (needs root).
     Test(test::Options),
     /// What the CI runs: `test`, plus formatting and lints.
@@ -59,11 +63,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Command::Setup(options) => setup::install(&options).map(|()| ExitCode::SUCCESS),
         Command::BuildEbpf => ebpf::run().map(|_| ExitCode::SUCCESS),
         Command::Build => build::run().map(|()| ExitCode::SUCCESS),
         Command::Lab(command) => lab::run(command),
         Command::App(command) => app::run(command),
+        Command::Bench(options) => bench::run(&options),
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
         Command::LabInit(options) => Ok(lab::exec::init(&options)),

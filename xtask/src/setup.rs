@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
 use crate::shell::{self, answer, say};
 
@@ -19,7 +20,35 @@ const NEXTEST_VERSION: &str = "0.9.143";
 /// Debian's LLVM, against which bpf-linker is built.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// Installs what is missing.
+/// What to install.
+#[derive(Args)]
+pub struct Options {
+    /// Also what the benches compare with: haproxy, and openssl for its certificates.
+    #[arg(long)]
+    bench: bool,
+}
+
+/// Installs what the options ask for.
+pub fn install(options: &Options) -> Result<()> {
+    if options.bench {
+        debian_package("haproxy", "haproxy", has_haproxy)?;
+        debian_package("openssl", "openssl", has_openssl)?;
+    }
+    run()
+}
+
+/// Fails, with the command to use, when something that the benches compare with is missing.
+pub fn require_bench_tools() -> Result<()> {
+    for (what, present) in [("haproxy", has_haproxy as fn() -> bool), ("openssl", has_openssl)] {
+        ensure!(
+            present(),
+            "{what} is missing: run `cargo xtask setup --bench`, or install the package {what}"
+        );
+    }
+    Ok(())
+}
+
+/// Installs what is missing for building and testing.
 pub fn run() -> Result<()> {
     debian_package("ip", "iproute2", has_ip)?;
     debian_package("bpftool", "bpftool", has_bpftool)?;
@@ -64,6 +93,14 @@ fn has_ip() -> bool {
 
 fn has_bpftool() -> bool {
     answer("bpftool", &["version"]).is_some() || answer("/usr/sbin/bpftool", &["version"]).is_some()
+}
+
+fn has_haproxy() -> bool {
+    answer("haproxy", &["-v"]).is_some() || answer("/usr/sbin/haproxy", &["-v"]).is_some()
+}
+
+fn has_openssl() -> bool {
+    answer("openssl", &["version"]).is_some()
 }
 
 /// Whether the linker is there in the release that is asked for.
