@@ -1,7 +1,7 @@
 //! Two pods on one node. No mesh, meshed with the splice, and meshed without it (`weft.dev/splice: disabled`).
 //!
-//! "Spliced" is what a user gets who does nothing: the agent may still send a connection the direct way, for instance on a
-//! port whose habit is bulk. What the agents counted is shown beside each row, and a row of round trips that was not
+//! "Spliced" pods ask for the splice (`weft.dev/splice: enabled`), which also counts on kernels where the agent splices only
+//! pods that ask; it may still send a connection the direct way, for instance on a port whose habit is bulk. What the agents counted is shown beside each row, and a row of round trips that was not
 //! spliced is said not to be.
 
 use std::collections::BTreeMap;
@@ -50,8 +50,8 @@ impl Measure {
 pub fn run(effort: &Effort) -> Result<Report> {
     let measures = measures(effort)?;
     let world = namespace_yaml()
-        + &pod_yaml("client", "node-1", "")
-        + &pod_yaml("server", "node-1", "")
+        + &pod_yaml("client", "node-1", ", weft.dev/splice: enabled")
+        + &pod_yaml("server", "node-1", ", weft.dev/splice: enabled")
         + &pod_yaml("client-direct", "node-1", ", weft.dev/splice: disabled")
         + &pod_yaml("server-direct", "node-1", ", weft.dev/splice: disabled");
     let plain = Stage::up("bench-splice-plain", &world, &["--nodes", "1", "--no-mesh"])?;
