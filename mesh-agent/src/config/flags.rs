@@ -44,8 +44,8 @@ pub struct NodeFlags {
     #[arg(long, env = "WEFT_SANDBOX_DIR", value_name = "DIR", required_unless_present = "uninstall")]
     pub sandbox_dir: Option<PathBuf>,
 
-    /// Control group (v2) below which this node's pods live [default: the root of the cgroup2 mount]
-    #[arg(long, env = "WEFT_CGROUP", value_name = "PATH")]
+    /// Control group (v2) below which this node's pods live, and the agent itself does not
+    #[arg(long, env = "WEFT_CGROUP", value_name = "PATH", required_unless_present = "uninstall")]
     pub cgroup: Option<PathBuf>,
 
     /// Directory on a bpffs for this node's maps and links [default: /sys/fs/bpf/weft/NAME]
@@ -222,7 +222,8 @@ pub enum StageFlag {
 const NODE_EXAMPLES: &str = "\
 Examples:
   mesh-agent node --node n1 --config-dir world/ --sandbox-dir /run/weft/sandboxes \\
-    --ca-address https://10.0.0.1:15012 --ca-roots roots.pem --join-token-file token
+    --cgroup /sys/fs/cgroup/kubepods.slice --ca-address https://10.0.0.1:15012 \\
+    --ca-roots roots.pem --join-token-file token
   mesh-agent node --node n1 --uninstall
 
 Every flag may come from the environment instead, for example WEFT_NODE=n1.";

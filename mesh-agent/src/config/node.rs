@@ -252,19 +252,30 @@ fn pin_dir(checks: &mut Checks, flag: Option<PathBuf>, node: &str) -> PathBuf {
 }
 
 fn cgroup(checks: &mut Checks, flag: Option<PathBuf>) -> PathBuf {
-    let Some(path) = flag.or_else(cgroup2_mount) else {
-        checks.refuse("--cgroup", "no cgroup2 is mounted; mount one, or name the control group of the pods");
-        return PathBuf::new();
-    };
+    let path = flag.unwrap_or_default();
     if !path.join("cgroup.procs").exists() {
         let problem = format!("{} is not a control group (v2); name the one above the pods", path.display());
+        checks.refuse("--cgroup", problem);
+    } else if own_cgroup().is_some_and(|own| own.starts_with(&path)) {
+        // The agent dials from inside pods' network namespaces: its own connections would come back to it.
+        let problem = format!(
+            "this process is itself in or below {}, and would be caught; name the control group of the pods alone",
+            path.display()
+        );
         checks.refuse("--cgroup", problem);
     }
     path
 }
 
+/// The control group (v2) that this process is in (cgroups(7), `/proc/self/cgroup`).
+fn own_cgroup() -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(cgroup2_mount()?.join(own))
+}
+
 /// Where cgroup2 is mounted (proc(5), `/proc/self/mounts`).
-fn cgroup2_mount() -> Option<PathBuf> {
+pub(super) fn cgroup2_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);

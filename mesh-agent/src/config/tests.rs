@@ -124,6 +124,15 @@ fn values_that_cannot_work_are_refused_by_flag() {
 }
 
 #[test]
+fn a_control_group_that_holds_the_agent_itself_is_refused() {
+    let dir = node_dir();
+    let root = node::cgroup2_mount().expect("cgroup2 is mounted");
+    let line = with(node_line(dir.path()), "--cgroup", &root.to_string_lossy());
+    let text = read_node(line).expect_err("refused").to_string();
+    assert!(text.contains("--cgroup") && text.contains("would be caught"), "{text}");
+}
+
+#[test]
 fn all_refusals_come_at_once() {
     let dir = node_dir();
     let line = with(with(node_line(dir.path()), "--config-dir", "/nowhere"), "--ca-roots", "/nowhere");
