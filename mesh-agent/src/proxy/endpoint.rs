@@ -46,7 +46,8 @@ pub fn pick(
 ) -> Option<Target> {
     let address = match destination {
         Destination::Service(service, _) => {
-            let endpoints = destination.service_port().map_or(&[][..], |port| &port.endpoints);
+            let port = destination.service_port();
+            let endpoints = port.map_or(&[][..], |port| port.endpoints_for(origin.dialled.ip()));
             let drawn = origin.drawn.map(EndpointAddr::addr).filter(|drawn| {
                 !tried.contains(drawn) && endpoints.iter().any(|endpoint| endpoint.address == *drawn)
             });

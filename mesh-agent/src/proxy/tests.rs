@@ -307,6 +307,22 @@ async fn another_endpoint_is_tried_when_one_refuses_and_the_first_words_are_repe
 }
 
 #[tokio::test]
+async fn a_connection_keeps_its_address_family_on_the_way_to_an_endpoint() {
+    let (mut world, outbound, listener, address) = two_pods().await;
+    let other_family = TcpListener::bind("[::1]:0").await.unwrap();
+    let vip = world.ip(200);
+    world.add_service("shop", vip, &[address, other_family.local_addr().unwrap()]);
+    for _ in 0..16 {
+        let mut client = world.dial(outbound, SocketAddr::new(vip, 80)).await;
+        say(&mut client, b"hello").await;
+        tokio::select! {
+            accepted = listener.accept() => drop(accepted.unwrap()),
+            _ = other_family.accept() => panic!("an IPv4 service was answered by an IPv6 endpoint"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn when_every_endpoint_refuses_so_does_the_service() {
     let (mut world, outbound, listener, address) = two_pods().await;
     drop(listener);
@@ -334,11 +350,8 @@ async fn a_service_without_endpoints_and_an_unknown_socket_are_refused() {
 #[tokio::test]
 async fn ways_back_into_the_agent_are_refused() {
     let (world, outbound, _listener, _address) = two_pods().await;
-    let targets = [
-        outbound,
-        SocketAddr::new(world.ip(1), tunnel::PORT),
-        SocketAddr::new(world.ip(2), tunnel::PORT),
-    ];
+    let targets =
+        [outbound, SocketAddr::new(world.ip(1), tunnel::PORT), SocketAddr::new(world.ip(2), tunnel::PORT)];
     for target in targets {
         is_reset(&mut world.dial(outbound, target).await).await;
     }
