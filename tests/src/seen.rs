@@ -48,12 +48,9 @@ impl Metrics {
 }
 
 fn sample(line: &str) -> Option<(String, BTreeMap<String, String>, f64)> {
-    let (series, rest) = match line.split_once('{') {
-        Some((name, rest)) => (name, rest),
-        None => {
-            let (name, value) = line.split_once(' ')?;
-            return Some((name.to_owned(), BTreeMap::new(), value.parse().ok()?));
-        }
+    let Some((series, rest)) = line.split_once('{') else {
+        let (name, value) = line.split_once(' ')?;
+        return Some((name.to_owned(), BTreeMap::new(), value.parse().ok()?));
     };
     let (labels, value) = rest.rsplit_once("} ")?;
     let labels = labels.split("\",").filter_map(|pair| {

@@ -164,15 +164,15 @@ where
     K: IntoBytes + FromBytes,
     V: IntoBytes + FromBytes,
 {
-    let data = match ebpf.take_map(name) {
-        Some(
-            Map::Array(data)
-            | Map::HashMap(data)
-            | Map::LruHashMap(data)
-            | Map::SockHash(data)
-            | Map::SockMap(data),
-        ) => data,
-        _ => return Err(Error::Missing { kind: "map", name }),
+    let Some(
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::SockHash(data)
+        | Map::SockMap(data),
+    ) = ebpf.take_map(name)
+    else {
+        return Err(Error::Missing { kind: "map", name });
     };
     Table::new(name, data)
 }

@@ -228,7 +228,7 @@ pub(super) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) ->
             libc::SPLICE_F_NONBLOCK,
         )
     };
-    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    usize::try_from(moved).map_err(|_negative| io::Error::last_os_error())
 }
 
 /// `FIONREAD`.
@@ -239,7 +239,7 @@ pub(super) fn readable_len(socket: BorrowedFd<'_>) -> io::Result<usize> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    usize::try_from(length).map_err(|_| io::Error::other("FIONREAD answered a negative length"))
+    usize::try_from(length).map_err(|_negative| io::Error::other("FIONREAD answered a negative length"))
 }
 
 /// Registers a ring buffer with the runtime's poller.

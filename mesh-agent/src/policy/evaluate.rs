@@ -100,10 +100,7 @@ impl PolicySet {
         list: fn(&Scope) -> &Vec<Arc<AuthorizationPolicy>>,
     ) -> impl Iterator<Item = &'a Arc<AuthorizationPolicy>> {
         let own = self.by_namespace.get(&pod.name.namespace);
-        std::iter::once(&self.cluster_wide)
-            .chain(own)
-            .flat_map(move |scope| list(scope))
-            .filter(|policy| policy.selects(pod))
+        std::iter::once(&self.cluster_wide).chain(own).flat_map(list).filter(|policy| policy.selects(pod))
     }
 
     pub(super) fn selecting_any<'a>(

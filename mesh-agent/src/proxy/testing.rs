@@ -156,11 +156,14 @@ impl SocketSource for PlainSockets {
     }
 }
 
+/// For dialling, for accepting.
+type Configs = (Arc<ClientConfig>, Arc<ServerConfig>);
+
 /// Certificates of a [`TestCa`], made when they are first asked for; `impostors` show somebody else's.
 #[derive(Debug)]
 pub(crate) struct TestCredentials {
     ca: TestCa,
-    held: Mutex<HashMap<SpiffeId, (Arc<ClientConfig>, Arc<ServerConfig>)>>,
+    held: Mutex<HashMap<SpiffeId, Configs>>,
     pub(crate) impostors: Mutex<HashMap<SpiffeId, SpiffeId>>,
 }
 

@@ -326,7 +326,7 @@ fn call(to: SocketAddr, timeout_ms: u64) -> Result<Greeting, (&'static str, io::
         return Err(("receive", io::ErrorKind::UnexpectedEof.into()));
     }
     let mut greeting: Greeting = serde_json::from_str(&line)
-        .map_err(|_| receiving(io::Error::other(format!("not a greeting: {line:?}"))))?;
+        .map_err(|error| receiving(io::Error::other(format!("not a greeting: {line:?}: {error}"))))?;
     stream.write_all(b"ping\n").map_err(|error| ("send", error))?;
     line.clear();
     reader.read_line(&mut line).map_err(|error| ("echo", error))?;

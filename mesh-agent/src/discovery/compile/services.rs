@@ -93,8 +93,8 @@ impl<'a> World<'a> {
 
     fn endpoints(&self, key: &Key, service: &Service, port: &Port) -> Vec<Endpoint> {
         let mut endpoints = match self.slices.get(&(&*key.namespace, &*key.name)) {
-            Some(slices) => self.from_slices(key, slices, port),
-            None => self.from_selector(key, service, port),
+            Some(slices) => self.of_slices(key, slices, port),
+            None => self.of_selector(key, service, port),
         };
         endpoints.retain(|endpoint| service.families.is_none_or(|f| f.hold(endpoint.address.ip())));
         endpoints.sort_by_key(|endpoint| endpoint.address);
@@ -102,17 +102,17 @@ impl<'a> World<'a> {
         endpoints
     }
 
-    fn from_slices(&self, key: &Key, slices: &[&Slice], port: &Port) -> Vec<Endpoint> {
+    fn of_slices(&self, key: &Key, slices: &[&Slice], port: &Port) -> Vec<Endpoint> {
         let mut endpoints = Vec::new();
         for slice in slices {
             let number = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol);
             let Some(number) = number.map(|port| port.port) else { continue };
-            endpoints.extend(slice.endpoints.iter().map(|endpoint| self.from_slice(key, endpoint, number)));
+            endpoints.extend(slice.endpoints.iter().map(|endpoint| self.of_slice(key, endpoint, number)));
         }
         endpoints
     }
 
-    fn from_slice(&self, key: &Key, endpoint: &SliceEndpoint, port: u16) -> Endpoint {
+    fn of_slice(&self, key: &Key, endpoint: &SliceEndpoint, port: u16) -> Endpoint {
         let pod = endpoint.pod.as_deref().and_then(|name| self.pods_by_name.get(&(&*key.namespace, name)));
         let workload = pod.map(|pod| &pod.workload);
         let node = endpoint.node.clone().or_else(|| workload.map(|workload| workload.node.clone()));
@@ -126,7 +126,7 @@ impl<'a> World<'a> {
     }
 
     /// A service without a selector and without slices has no endpoints.
-    fn from_selector(&self, key: &Key, service: &Service, port: &Port) -> Vec<Endpoint> {
+    fn of_selector(&self, key: &Key, service: &Service, port: &Port) -> Vec<Endpoint> {
         if service.selector.is_empty() {
             return Vec::new();
         }

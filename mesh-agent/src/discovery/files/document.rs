@@ -319,10 +319,9 @@ impl Document {
         let mut field = FieldPath::from(path);
         let message = bare_message(text, &path.to_string());
         if let Some(unknown) = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
+            && field.0.last() != Some(&Segment::Key(unknown.to_owned()))
         {
-            if field.0.last() != Some(&Segment::Key(unknown.to_owned())) {
-                field = field.key(unknown);
-            }
+            field = field.key(unknown);
         }
         let spot = match spot {
             Some((line, column)) => {

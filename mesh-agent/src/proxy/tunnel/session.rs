@@ -218,7 +218,8 @@ mod tests {
     #[test]
     fn states_are_named_as_the_specification_names_them() {
         use Kind::*;
-        let table: [(&[(char, Kind)], State, State); 6] = [
+        type Frames = &'static [(char, Kind)];
+        let table: [(Frames, State, State); 6] = [
             (&[], State::Idle, State::Idle),
             (&[('>', Open)], State::Open, State::Open),
             (&[('>', Open), ('>', Fin)], State::HalfClosedLocal, State::HalfClosedRemote),

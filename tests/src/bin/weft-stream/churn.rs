@@ -67,7 +67,7 @@ fn one(target: SocketAddr, order: &Order, number: u32) -> io::Result<u64> {
     stream.write_all(&message)?;
     let mut echo = vec![0; message.len()];
     for turn in 1.. {
-        if turn == TURNS && number % 2 == 0 {
+        if turn == TURNS && number.is_multiple_of(2) {
             // The client finishes first.
             stream.shutdown(Shutdown::Write)?;
         }
@@ -80,7 +80,7 @@ fn one(target: SocketAddr, order: &Order, number: u32) -> io::Result<u64> {
         }
         stream.write_all(&message)?;
     }
-    if number % 2 == 0 && stream.read(&mut [0])? != 0 {
+    if number.is_multiple_of(2) && stream.read(&mut [0])? != 0 {
         return Err(io::Error::other("something follows the echo"));
     }
     Ok(message.len() as u64 * TURNS)
