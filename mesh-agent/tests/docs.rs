@@ -94,11 +94,17 @@ fn missing_tests(text: &str, source: &dyn Fn(&str) -> Option<String>) -> Vec<Str
     let mut found = Vec::new();
     for promise in text.split("\n\n").filter(|paragraph| is_promise(paragraph)) {
         let number = promise.split(' ').next().unwrap_or_default();
-        let tests: Vec<_> =
-            code_spans(promise).into_iter().filter_map(|span| span.split_once(".rs::")).collect();
+        let spans = code_spans(promise);
+        let tests: Vec<_> = spans.iter().filter_map(|span| span.split_once(".rs::")).collect();
+        let benches: Vec<_> = spans.iter().filter_map(|span| span.strip_prefix("bench ")).collect();
         let admits = ADMISSIONS.iter().any(|words| promise.to_lowercase().contains(words));
-        if tests.is_empty() && !admits && !promise.contains("`bench ") {
+        if tests.is_empty() && benches.is_empty() && !admits {
             found.push(format!("promise {number} names no test and does not admit it"));
+        }
+        for bench in benches {
+            if source(&format!("xtask/src/bench/{bench}.rs")).is_none() {
+                found.push(format!("promise {number}: there is no bench {bench}"));
+            }
         }
         for (file, test) in tests {
             let file = format!("{file}.rs");
@@ -148,7 +154,9 @@ fn files_that_are_not_there_are_named() {
 
 #[test]
 fn promises_must_name_tests_that_exist_or_admit_it() {
-    let source = |file: &str| (file == "a.rs").then(|| "fn holds() {}".to_owned());
+    let source = |file: &str| {
+        ["a.rs", "xtask/src/bench/splice.rs"].contains(&file).then(|| "fn holds() {}".to_owned())
+    };
     let check = |promise: &str| missing_tests(promise, &source);
     assert!(check("1.1 Held. `a.rs::holds`").is_empty());
     assert!(check("1.1 Not yet. **No test yet.**").is_empty());
@@ -156,6 +164,7 @@ fn promises_must_name_tests_that_exist_or_admit_it() {
     assert!(check("## 1. A heading\n\nAn introduction, 1.5 times as long as it should be.").is_empty());
     assert_eq!(check("1.1 Silent."), ["promise 1.1 names no test and does not admit it"]);
     assert_eq!(check("2.10 Wrong. `a.rs::hold`"), ["promise 2.10: a.rs has no test hold"]);
+    assert_eq!(check("3.1 Wrong. `bench splits`"), ["promise 3.1: there is no bench splits"]);
     assert_eq!(check("1.1 Wrong. `b.rs::holds`"), ["promise 1.1: there is no b.rs"]);
 }
 
