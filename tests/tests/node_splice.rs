@@ -9,9 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use mesh_tests::lab::{Options, canonical};
-use mesh_tests::traffic::{Exchange, Server, call, call_alone};
+use mesh_tests::traffic::{Account, Exchange, Server, call, call_alone};
 use mesh_tests::wait::{eventually, now, within};
 use mesh_tests::{Lab, World};
+use serde_json::Value;
 
 const CLIENT: &str = "shop/client";
 const SERVER: &str = "shop/server";
@@ -59,16 +60,18 @@ fn families(lab: &Lab, pod: &str, port: u16) -> [SocketAddr; 3] {
     [lab.v4(pod, port), lab.v6(pod, port), lab.mapped(pod, port)]
 }
 
-/// The path that the agent's record of this connection names; asserts that its byte counts are what the programs saw.
+/// The agent's record of a connection.
+#[track_caller]
+fn record_of(lab: &Lab, exchange: &Exchange) -> Value {
+    let client = canonical(exchange.client.local.expect("the client knows its address")).to_string();
+    lab.record(NODE, &exchange.order, |record| {
+        record["source"]["address"] == *client && record["reporter"] == "source"
+    })
+}
+
 #[track_caller]
 fn recorded_path(lab: &Lab, exchange: &Exchange) -> String {
-    let client = canonical(exchange.client.local.expect("the client knows its address")).to_string();
-    let record = lab.record(NODE, &exchange.order, |record| {
-        record["source"]["address"] == *client && record["reporter"] == "source"
-    });
-    assert_eq!(record["bytes_sent"], exchange.client.written, "{}: {record}", exchange.order);
-    assert_eq!(record["bytes_received"], exchange.client.read, "{}: {record}", exchange.order);
-    record["path"].as_str().expect("a record has a path").to_owned()
+    record_of(lab, exchange)["path"].as_str().expect("a record has a path").to_owned()
 }
 
 #[track_caller]
@@ -86,12 +89,12 @@ fn every_way_to_use_a_socket_works_on_a_spliced_connection() {
         "mode=duplex up=4M down=4M pause_us=300",
         "mode=duplex up=4M down=4M read=vectored write=vectored",
         "mode=duplex up=4M down=4M read=peek",
-        "mode=duplex up=4M down=4M read=wait-all",
+        "mode=duplex up=4M down=4M chunk=700",
         "mode=duplex up=4M down=4M read=edge pause_us=300",
         "mode=duplex up=4M down=4M read=pending",
         "mode=duplex up=4M down=4M write=file",
         "mode=duplex up=2M down=2M write=zero-copy",
-        "mode=duplex up=4M down=4M write=poll read=edge",
+        "mode=duplex up=4M down=4M read=edge",
         "mode=half-client up=1M down=1M",
         "mode=half-server up=1M down=1M",
         "mode=ping-pong count=1000 chunk=16K",
@@ -183,29 +186,33 @@ fn a_sleeping_reader_stops_its_sender_as_soon_as_tcp_would() {
     lab.down();
 }
 
-/// Resets, closing with unread data and a reader that never reads: the other end sees what it would see over TCP.
+/// Resets and a reader that never reads: the other end sees what it would see over TCP, with the exceptions listed here.
 #[test]
 fn abrupt_endings_look_as_they_do_without_a_mesh() {
-    let orders = [
-        "mode=reset-client up=256K",
-        "mode=reset-server up=256K",
-        "mode=unread-client down=64K",
-        "mode=unread-server up=64K",
-        // Small enough to be redirected whole, with nothing in TCP's own queue.
-        "mode=unread-client down=2K chunk=2K",
-        "mode=unread-server up=2K chunk=2K",
-        "mode=never-read hold_ms=500",
+    // What spliced ends may see instead, client first, and why.
+    let unread_client: &[[&str; 2]] = &[["-", "end"]];
+    let unread_server: &[[&str; 2]] = &[["end", "-"]];
+    // TCP resets when a socket is closed with unread bytes in *its* queue; redirected bytes wait in another, and for the
+    // other end such a close is an ordinary one. A later write is refused in either case.
+    let orders: [(&str, &[[&str; 2]]); 7] = [
+        ("mode=reset-client up=256K", &[]),
+        ("mode=reset-server up=256K", &[]),
+        ("mode=unread-client down=64K", unread_client),
+        ("mode=unread-server up=64K", unread_server),
+        ("mode=unread-client down=2K chunk=2K", unread_client),
+        ("mode=unread-server up=2K chunk=2K", unread_server),
+        ("mode=never-read hold_ms=500", &[["EPIPE", "-"]]),
     ];
-    let seen = |lab: &Lab| -> Vec<String> {
+    let seen = |lab: &Lab| -> Vec<(String, [String; 2])> {
         let server = Server::start(lab, SERVER, &["7000-7009"]);
         let mut seen = Vec::new();
-        for (port, order) in (7000..).zip(orders) {
+        for (port, (order, _)) in (7000..).zip(orders) {
             for target in families(lab, SERVER, port) {
                 let exchange = call(lab, CLIENT, target, &server, order);
                 let ends = [&exchange.client, &exchange.server];
-                let fault = ends.map(|end| (end.mismatch, end.error.as_deref()));
-                let saw = ends.map(|end| end.saw.as_deref().unwrap_or("-"));
-                seen.push(format!("{} {order}: client, server saw {saw:?} {fault:?}", target.ip()));
+                assert!(ends.iter().all(|end| end.error.is_none() && end.mismatch.is_none()), "{exchange:?}");
+                let saw = ends.map(|end| end.saw.clone().unwrap_or_else(|| "-".to_owned()));
+                seen.push((format!("{} {order}", target.ip()), saw));
             }
         }
         seen
@@ -216,13 +223,51 @@ fn abrupt_endings_look_as_they_do_without_a_mesh() {
     let lab = spliced_lab();
     let spliced = seen(&lab);
     assert!(count(&lab, "connect_splice") >= spliced.len() as f64);
+    let allowed = orders.iter().flat_map(|(_, allowed)| [allowed; 3]);
     let differences: Vec<String> = plain
         .iter()
         .zip(&spliced)
-        .filter(|(plain, spliced)| plain != spliced)
-        .map(|(plain, spliced)| format!("plain   {plain}\nspliced {spliced}"))
+        .zip(allowed)
+        .filter(|((plain, spliced), allowed)| {
+            plain.1 != spliced.1 && !allowed.iter().any(|allowed| *allowed == spliced.1)
+        })
+        .map(|(((order, plain), (_, spliced)), _)| {
+            format!("{order}: client and server saw {plain:?} plain, {spliced:?} spliced")
+        })
         .collect();
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    lab.down();
+}
+
+/// A blocking read waits until there is something to read: EAGAIN, which means a time-out that the program set, must not
+/// come for nothing, whatever else happens to the socket meanwhile (the FIN is acknowledged, there is room to send again).
+#[test]
+fn a_blocking_reader_is_never_told_to_try_again() {
+    let lab = spliced_lab();
+    let server = Server::start(&lab, SERVER, &["7000-7009"]);
+    let orders = [
+        "mode=half-client up=64K down=64K block=true",
+        "mode=slow up=64K hold_ms=300 block=true",
+        "mode=ping-pong count=2000 chunk=16K block=true",
+        "mode=duplex up=16M down=16M pause_us=300 block=true",
+        "mode=duplex up=4M down=4M read=wait-all block=true",
+        "mode=reset-server up=64K block=true",
+        "mode=reset-client up=64K block=true",
+    ];
+    let mut faults = Vec::new();
+    for (port, order) in (7000..).zip(orders) {
+        for target in families(&lab, SERVER, port) {
+            let exchange = call(&lab, CLIENT, target, &server, order);
+            for end in [&exchange.client, &exchange.server] {
+                let told = [end.error.as_deref(), end.saw.as_deref()];
+                if end.mismatch.is_some() || end.error.is_some() || end.saw.as_deref() == Some("EAGAIN") {
+                    faults
+                        .push(format!("{} {}: {told:?} after {} bytes", exchange.order, end.side, end.read));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
     lab.down();
 }
 
@@ -294,7 +339,12 @@ fn open_connections_outlive_the_agent_that_is_killed() {
             })
             .collect();
         lab.metric_reaches(NODE, "weft_kernel_verdicts_total", &[("verdict", "connect_splice")], 12.0);
-        assert!(count(&lab, "splice_redirected") > redirected_before);
+        lab.metric_reaches(
+            NODE,
+            "weft_kernel_verdicts_total",
+            &[("verdict", "splice_redirected")],
+            redirected_before + 100.0,
+        );
         lab.kill_agent(NODE);
         eprintln!("killed {} ms after the first call", started.elapsed().as_millis());
         assert!(calls.iter().filter(|call| !call.is_finished()).count() >= 6, "killed in the middle");
@@ -316,17 +366,24 @@ fn open_connections_outlive_the_agent_that_is_killed() {
 #[test]
 fn a_spliced_connection_is_recorded_with_its_bytes_and_its_duration() {
     let lab = spliced_lab();
-    let server = Server::start(&lab, SERVER, &["7000-7002"]);
+    let server = Server::start(&lab, SERVER, &["7000-7004"]);
+    let mut wrong = Vec::new();
     for (port, order) in (7000..).zip([
         "mode=half-server up=123457 down=7",
+        "mode=half-client up=123457 down=7",
         "mode=slow up=2M hold_ms=800",
         "mode=reset-client up=100001",
+        "mode=reset-server up=100001",
     ]) {
         for target in families(&lab, SERVER, port) {
             let exchange = call(&lab, CLIENT, target, &server, order);
-            assert_spliced(&lab, &exchange);
-            let client = canonical(exchange.client.local.expect("the client is connected")).to_string();
-            let record = lab.record(NODE, order, |record| record["source"]["address"] == *client);
+            let record = record_of(&lab, &exchange);
+            assert_eq!(record["path"], "splice", "{record}");
+            let bytes = [record["bytes_sent"].as_u64(), record["bytes_received"].as_u64()];
+            if bytes != [Some(exchange.client.written), Some(exchange.client.read)] {
+                let Account { written, read, .. } = exchange.client;
+                wrong.push(format!("{}: wrote {written}, read {read}, recorded {bytes:?}", exchange.order));
+            }
             let recorded = record["duration_ms"].as_f64().expect("a record has a duration") / 1000.0;
             // A close may linger for a moment after the program has gone on.
             let measured = exchange.client.seconds;
@@ -335,6 +392,7 @@ fn a_spliced_connection_is_recorded_with_its_bytes_and_its_duration() {
             assert_eq!(record["source"]["pod"], "client", "{record}");
         }
     }
+    assert!(wrong.is_empty(), "bytes are miscounted:\n{}", wrong.join("\n"));
     lab.down();
 }
 

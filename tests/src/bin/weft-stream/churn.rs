@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
 use crate::order::{HEADER_BYTES, Order};
+use crate::patient::{Patient, prepare};
 use crate::report::{Report, error_name, now};
 use crate::writer::piece_length;
 use crate::{dial, pattern};
@@ -63,13 +64,15 @@ fn one(target: SocketAddr, order: &Order, number: u32) -> io::Result<u64> {
     let seed = order.seed.wrapping_add(u64::from(number));
     let mut message = vec![0; piece_length(&mut fastrand::Rng::with_seed(seed), MESSAGE_BYTES_MAX, u64::MAX)];
     pattern::fill(seed, 0, &mut message);
-    let mut stream = dial::dial(target, order)?;
+    let stream = dial::dial(target, order)?;
+    let raw = &stream;
+    let mut stream = Patient::new(raw, order);
     stream.write_all(&message)?;
     let mut echo = vec![0; message.len()];
     for turn in 1.. {
         if turn == TURNS && number.is_multiple_of(2) {
             // The client finishes first.
-            stream.shutdown(Shutdown::Write)?;
+            raw.shutdown(Shutdown::Write)?;
         }
         stream.read_exact(&mut echo)?;
         if echo != message {
@@ -87,9 +90,11 @@ fn one(target: SocketAddr, order: &Order, number: u32) -> io::Result<u64> {
 }
 
 /// Echoes until the client has finished.
-pub fn server(mut stream: TcpStream, order: &Order) {
-    let _ = stream.set_nodelay(true);
-    let _ = stream.set_read_timeout(Some(order.patience));
+pub fn server(stream: TcpStream, order: &Order) {
+    if prepare(&stream, order).is_err() {
+        return;
+    }
+    let mut stream = Patient::new(&stream, order);
     let mut buffer = [0; MESSAGE_BYTES_MAX];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..count]).is_err() {

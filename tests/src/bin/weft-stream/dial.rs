@@ -7,6 +7,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::order::{Connecting, Order};
+use crate::patient::prepare;
 
 /// Connects and sends the header. An IPv4-mapped target is dialled with an IPv6 socket.
 pub fn dial(target: SocketAddr, order: &Order) -> io::Result<TcpStream> {
@@ -27,10 +28,10 @@ pub fn dial(target: SocketAddr, order: &Order) -> io::Result<TcpStream> {
             socket.connect(&target.into())?;
         }
     }
+    socket.set_tcp_nodelay(true)?;
     let mut stream = TcpStream::from(socket);
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(order.patience))?;
-    stream.set_write_timeout(Some(order.patience))?;
+    // The header goes out on a blocking socket: a send(2) that came too early waits for the connection.
     stream.write_all(&header)?;
+    prepare(&stream, order)?;
     Ok(stream)
 }

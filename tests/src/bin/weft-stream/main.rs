@@ -10,7 +10,7 @@
 //! weft-stream relay PORT ADDRESS:PORT   forwards with splice(2) through a pipe, as Go's io.Copy does
 //! ```
 //!
-//! Reading order: [`order`] (what a client may ask for), [`pattern`], [`report`], [`dial`] (ways to connect), [`writer`] and
+//! Reading order: [`order`] (what a client may ask for), [`pattern`], [`report`], [`dial`] (ways to connect), [`patient`] (ways to wait), [`writer`] and
 //! [`reader`] (ways to use a socket), [`scene`] (what the two ends of a connection do, by mode), [`churn`], [`relay`].
 
 pub mod order;
@@ -19,6 +19,7 @@ pub mod report;
 
 pub mod dial;
 pub mod options;
+pub mod patient;
 pub mod reader;
 pub mod writer;
 

@@ -64,8 +64,6 @@ pub enum Writing {
     File,
     /// MSG_ZEROCOPY where SO_ZEROCOPY is granted; each completion is awaited.
     ZeroCopy,
-    /// A non-blocking socket and poll(2).
-    Poll,
 }
 
 /// A way to connect.
@@ -108,6 +106,8 @@ pub struct Order {
     pub write: Writing,
     /// How the client connects.
     pub connect: Connecting,
+    /// Sockets are blocking; otherwise they are not, and poll(2) waits.
+    pub block: bool,
     /// A read or write that takes longer is an error.
     pub patience: Duration,
     words: String,
@@ -130,6 +130,7 @@ impl Order {
             read: Reading::Plain,
             write: Writing::Plain,
             connect: Connecting::Plain,
+            block: false,
             patience: Duration::from_secs(20),
             words: String::new(),
         };
@@ -177,6 +178,7 @@ impl Order {
             "read" => self.read = reading(value)?,
             "write" => self.write = writing(value)?,
             "connect" => self.connect = connecting(value)?,
+            "block" => self.block = value.parse()?,
             "patience_s" => self.patience = Duration::from_secs(value.parse()?),
             _ => bail!("there is no key {key}"),
         }
@@ -231,7 +233,6 @@ fn writing(word: &str) -> Result<Writing> {
         "vectored" => Writing::Vectored,
         "file" => Writing::File,
         "zero-copy" => Writing::ZeroCopy,
-        "poll" => Writing::Poll,
         _ => bail!("there is no way to write called {word}"),
     })
 }

@@ -12,8 +12,9 @@ use nix::sys::socket::{MsgFlags, recv};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 
 use crate::order::{Order, Reading};
+use crate::patient::{Patient, wait};
 use crate::pattern;
-use crate::writer::{piece_length, wait};
+use crate::writer::piece_length;
 
 /// A direction being read.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ impl<'a> Reader<'a> {
     /// Reads `total` bytes, and then the end.
     pub fn run(&mut self, total: u64) -> io::Result<()> {
         self.run_to(total)?;
-        match self.stream.read(&mut [0])? {
+        match Patient::new(self.stream, self.order).read(&mut [0])? {
             0 => Ok(()),
             _ => Err(io::Error::other(format!("more than {total} bytes came"))),
         }
@@ -90,7 +91,7 @@ impl<'a> Reader<'a> {
     }
 
     fn receive(&mut self, length: usize) -> io::Result<usize> {
-        let mut stream = self.stream;
+        let mut stream = Patient::new(self.stream, self.order);
         let buffer = &mut self.buffer[..length];
         match self.order.read {
             Reading::Plain => stream.read(buffer),
@@ -100,11 +101,11 @@ impl<'a> Reader<'a> {
                 let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second), IoSliceMut::new(third)];
                 stream.read_vectored(&mut parts)
             }
-            Reading::Peek => peek_then_read(stream, buffer, &mut self.scratch),
+            Reading::Peek => peek_then_read(self.stream, stream, buffer, &mut self.scratch),
             Reading::WaitAll => {
                 let mut parts = [IoSliceMut::new(buffer)];
                 let flags = RecvFlags::WAITALL;
-                let got = recvmsg(stream, &mut parts, &mut RecvAncillaryBuffer::default(), flags)?.bytes;
+                let got = recvmsg(self.stream, &mut parts, &mut RecvAncillaryBuffer::default(), flags)?.bytes;
                 if got != length {
                     return Err(io::Error::other(format!("MSG_WAITALL gave {got} bytes of {length}")));
                 }
@@ -149,9 +150,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn peek_then_read(mut stream: &TcpStream, buffer: &mut [u8], peeked: &mut Vec<u8>) -> io::Result<usize> {
+fn peek_then_read(
+    raw: &TcpStream,
+    mut stream: Patient<'_>,
+    buffer: &mut [u8],
+    peeked: &mut Vec<u8>,
+) -> io::Result<usize> {
     peeked.resize(buffer.len(), 0);
-    let seen = stream.peek(peeked)?;
+    let seen = stream.again(PollFlags::POLLIN, || raw.peek(peeked))?;
     let got = stream.read(buffer)?;
     if got < seen || buffer[..seen] != peeked[..seen] {
         return Err(io::Error::other(format!(

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use serde::Serialize;
 
+use crate::patient::wait;
 use crate::report::error_name;
-use crate::writer::wait;
 
 /// What one splice(2) asks for, in bytes, and the size that is wished for the pipe.
 const PIPE_BYTES: usize = 1 << 20;

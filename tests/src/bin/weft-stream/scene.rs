@@ -10,9 +10,10 @@ use nix::poll::PollFlags;
 use socket2::SockRef;
 
 use crate::order::{HEADER_BYTES, Mode, Order};
+use crate::patient::{Patient, prepare, wait};
 use crate::reader::Reader;
 use crate::report::{Report, error_name, now, sleep};
-use crate::writer::{Writer, piece_length, wait};
+use crate::writer::{Writer, piece_length};
 use crate::{dial, pattern};
 
 /// A writer that could write nothing for this long counts as blocked.
@@ -100,18 +101,12 @@ pub fn server(stream: TcpStream, order: &Order) -> Report {
     report
 }
 
-fn prepare(stream: &TcpStream, order: &Order) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(order.patience))?;
-    stream.set_write_timeout(Some(order.patience))
-}
-
 fn note_addresses(stream: &TcpStream, report: &mut Report) {
     report.local = stream.local_addr().ok().map(|address| address.to_string());
     report.peer = stream.peer_addr().ok().map(|address| address.to_string());
 }
 
-impl End<'_> {
+impl<'a> End<'a> {
     /// Both directions at once.
     fn write_and_read(&mut self) {
         let (stream, order, (seed, total)) = (self.stream, self.order, self.out);
@@ -211,7 +206,7 @@ impl End<'_> {
     /// What an abrupt ending looks like here: waits for it, and tries to read past it.
     fn look(&mut self) {
         let mut byte = [0; 1];
-        self.report.saw = Some(match self.stream.read(&mut byte) {
+        self.report.saw = Some(match self.patient().read(&mut byte) {
             Ok(0) => "end".to_owned(),
             Ok(_) => "a byte".to_owned(),
             Err(error) => error_name(&error),
@@ -235,7 +230,7 @@ impl End<'_> {
         for _ in 0..self.order.count {
             buffer.resize(piece_length(&mut random, self.order.chunk_max, u64::MAX), 0);
             pattern::fill(self.out.0, offset, &mut buffer);
-            let mut stream = self.stream;
+            let mut stream = self.patient();
             let done = stream.write_all(&buffer).and_then(|()| stream.read_exact(&mut buffer));
             if done.is_err() {
                 return self.note("exchange", done);
@@ -249,7 +244,7 @@ impl End<'_> {
     }
 
     fn echo(&mut self) {
-        let mut stream = self.stream;
+        let mut stream = self.patient();
         let mut buffer = vec![0; 64 << 10];
         loop {
             match stream.read(&mut buffer) {
@@ -272,7 +267,7 @@ impl End<'_> {
             let length = self.next_length();
             let mut message = vec![0; length];
             pattern::fill(self.out.0, self.report.written, &mut message);
-            let mut stream = self.stream;
+            let mut stream = self.patient();
             if let Err(error) = stream.write_all(&message) {
                 return self.report.fail("write", &error);
             }
@@ -340,17 +335,21 @@ impl End<'_> {
 
     /// One byte, to let the other end go on.
     fn say(&mut self) {
-        let mut stream = self.stream;
+        let mut stream = self.patient();
         let done = stream.write_all(&[1]);
         self.said += u64::from(done.is_ok());
         self.note("say", done);
     }
 
     fn hear(&mut self) -> io::Result<()> {
-        let mut stream = self.stream;
+        let mut stream = self.patient();
         stream.read_exact(&mut [0])?;
         self.heard += 1;
         Ok(())
+    }
+
+    fn patient(&self) -> Patient<'a> {
+        Patient::new(self.stream, self.order)
     }
 
     fn note(&mut self, doing: &str, done: io::Result<()>) {

@@ -3,17 +3,17 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use fastrand::Rng;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, send, setsockopt};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
-use std::os::fd::AsRawFd;
 
 use crate::order::{Order, Writing};
+use crate::patient::{Patient, wait};
 use crate::pattern;
 use crate::report::sleep;
 
@@ -102,7 +102,7 @@ impl<'a> Writer<'a> {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stream = self.stream;
+        let mut stream = Patient::new(self.stream, self.order);
         match self.order.write {
             Writing::Plain | Writing::File => stream.write(bytes),
             Writing::Vectored => {
@@ -112,16 +112,9 @@ impl<'a> Writer<'a> {
             }
             Writing::ZeroCopy if self.completions.is_some() => {
                 let flags = MsgFlags::from_bits_retain(libc::MSG_ZEROCOPY);
-                Ok(send(self.stream.as_raw_fd(), bytes, flags)?)
+                stream.again(PollFlags::POLLOUT, || Ok(send(self.stream.as_raw_fd(), bytes, flags)?))
             }
             Writing::ZeroCopy => stream.write(bytes),
-            Writing::Poll => loop {
-                match send(self.stream.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
-                    Err(Errno::EAGAIN) if wait(self.stream, PollFlags::POLLOUT, self.order.patience)? => {}
-                    Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
-                    other => return Ok(other?),
-                }
-            },
         }
     }
 
@@ -153,7 +146,9 @@ impl<'a> Writer<'a> {
             while offset < length {
                 let count = piece_length(&mut self.random, self.order.chunk_max, length - offset);
                 let before = offset;
-                rustix::fs::sendfile(self.stream, &file, Some(&mut offset), count)?;
+                Patient::new(self.stream, self.order).again(PollFlags::POLLOUT, || {
+                    Ok(rustix::fs::sendfile(self.stream, &file, Some(&mut offset), count)?)
+                })?;
                 self.written += offset - before;
             }
         }
@@ -175,10 +170,4 @@ pub fn piece_length(random: &mut Rng, longest: usize, left: u64) -> usize {
     let magnitude = random.u32(0..=longest.max(1).ilog2());
     let drawn = random.usize(1..=(2usize << magnitude)).min(longest.max(1));
     usize::try_from(left).map_or(drawn, |left| drawn.min(left))
-}
-
-/// Waits for an event. False when the time is over.
-pub fn wait(stream: &TcpStream, events: PollFlags, time: Duration) -> io::Result<bool> {
-    let timeout = PollTimeout::try_from(time).map_err(io::Error::other)?;
-    Ok(poll(&mut [PollFd::new(stream.as_fd(), events)], timeout)? > 0)
 }
