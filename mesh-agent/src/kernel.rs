@@ -41,6 +41,11 @@ pub struct Settings {
     pub heartbeat_age_max: Duration,
 }
 
+/// Gives memory back that loading has freed: once everything is loaded and probed, an idle agent needs none of it.
+pub fn release_boot_memory() {
+    sys::trim_heap();
+}
+
 /// What can go wrong between the agent and the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

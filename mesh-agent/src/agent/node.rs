@@ -17,7 +17,7 @@ use crate::admin::views;
 use crate::capture::{self, Capture, FastPath, KernelOrigins};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
 use crate::identity::Identities;
-use crate::kernel::{Kernel, probes};
+use crate::kernel::{self, Kernel, probes};
 use crate::lifecycle::{Block, clock, tasks};
 use crate::telemetry::Telemetry;
 use crate::{discovery, identity, policy, proxy, registry};
@@ -56,6 +56,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         SpliceMode::Off => FastPath::Off,
     };
     kernel.attach(&settings.kernel.cgroup)?;
+    kernel::release_boot_memory();
 
     let mesh = registry.snapshot().config.clone();
     let identities = identity::start(settings.ca.identity(&mesh), telemetry.clone(), shutdown.clone())?;

@@ -296,3 +296,15 @@ pub(super) fn has_zerocopy_completion(socket: BorrowedFd<'_>) -> bool {
     };
     result >= 0
 }
+
+/// Gives free heap memory back to the system.
+///
+/// glibc keeps what was freed below the top of its heap. Loading leaves about 19 MB there on kernel 6.18, nearly all of it the
+/// running kernel's BTF while it is parsed. Other C libraries give memory back by themselves.
+pub(super) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers, is safe to call from any thread (malloc_trim(3)), and touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
