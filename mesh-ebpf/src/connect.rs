@@ -14,6 +14,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
+use aya_log_ebpf::debug;
 use mesh_common::{
     Address, Backend, BackendKey, Config, Frontend, FrontendKey, Local, SkipKey, Verdict, VerdictKey,
     WORKERS_MAX, Workload, action, config, counter, event, reason, workload,
@@ -37,18 +38,21 @@ const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, false)
+    let verdict = connect::<false>(&ctx);
+    debug!(&ctx, "connect4 in netns {}: {}", ctx::netns_cookie(&ctx), verdict);
+    verdict
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, true)
+    let verdict = connect::<true>(&ctx);
+    debug!(&ctx, "connect6 in netns {}: {}", ctx::netns_cookie(&ctx), verdict);
+    verdict
 }
 
 /// Everything the steps below need to know about one call.
 pub struct Call {
     pub ctx: *mut bpf_sock_addr,
-    pub v6: bool,
     pub netns: u64,
     pub dialled: Address,
     pub port: u16,
@@ -69,14 +73,15 @@ struct Plan {
     port: u16,
 }
 
+/// The family of the hook is a type, not a value: as a value the compiler may keep it on the stack, and then the verifier
+/// sees an IPv6 hook that could write IPv4 fields ("invalid bpf_context access off=4 size=4").
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
+fn connect<const V6: bool>(ctx: &SockAddrContext) -> i32 {
     let raw = ctx.sock_addr;
     let call = Call {
         ctx: raw,
-        v6,
         netns: ctx::netns_cookie(ctx),
-        dialled: sock_addr::address(raw, v6),
+        dialled: sock_addr::address(raw, V6),
         port: sock_addr::port(raw),
         config: crate::maps::config(),
     };
@@ -85,7 +90,7 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     }
     // SAFETY: the map's values are replaced as a whole by the agent; a torn read can only mix two valid states.
     let Some(source) = (unsafe { WORKLOADS.get(call.netns) }) else {
-        return unknown_source(ctx, &call);
+        return unknown_source::<V6>(ctx, &call);
     };
     match sock_addr::protocol(raw) {
         ctx::IPPROTO_TCP => {}
@@ -97,7 +102,7 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     }
     match plan(&call, source) {
         None => pass(),
-        Some(plan) => carry_out(ctx, &call, source, &plan),
+        Some(plan) => carry_out::<V6>(ctx, &call, source, &plan),
     }
 }
 
@@ -147,7 +152,7 @@ fn plan(call: &Call, source: &Workload) -> Option<Plan> {
 
 /// Does what was decided, taking into account whether the agent is there.
 #[inline(always)]
-fn carry_out(ctx: &SockAddrContext, call: &Call, source: &Workload, plan: &Plan) -> i32 {
+fn carry_out<const V6: bool>(ctx: &SockAddrContext, call: &Call, source: &Workload, plan: &Plan) -> i32 {
     let mut action = plan.action;
     let mut reason = plan.reason;
     if action == action::PROXY && !agent_is_alive(&call.config) {
@@ -168,13 +173,13 @@ fn carry_out(ctx: &SockAddrContext, call: &Call, source: &Workload, plan: &Plan)
             // SAFETY: no arguments.
             let cpu = unsafe { bpf_get_smp_processor_id() };
             let worker = (cpu % source.workers.max(1)) as usize & (WORKERS_MAX - 1);
-            let own = if call.v6 && !ctx::is_v4(&call.dialled) { &source.address6 } else { &source.address4 };
-            sock_addr::set(call.ctx, call.v6, own, source.outbound_ports[worker]);
+            let own = if V6 && !ctx::is_v4(&call.dialled) { &source.address6 } else { &source.address4 };
+            sock_addr::set(call.ctx, V6, own, source.outbound_ports[worker]);
             count(counter::CONNECT_PROXY);
         }
         _ => {
             if plan.endpoint != 0 {
-                sock_addr::set(call.ctx, call.v6, &plan.address, plan.port);
+                sock_addr::set(call.ctx, V6, &plan.address, plan.port);
             }
             // PASS, SPLICE and DIRECT are counted under their own numbers.
             count(action);
@@ -308,7 +313,7 @@ pub fn refuse(call: &Call, source: u32, destination: u32, reason: u32, policy: u
 
 /// A socket of a network namespace that the agent has not announced.
 #[inline(always)]
-fn unknown_source(ctx: &SockAddrContext, call: &Call) -> i32 {
+fn unknown_source<const V6: bool>(ctx: &SockAddrContext, call: &Call) -> i32 {
     // SAFETY: no arguments.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
     if HELD.get_ptr(cgroup).is_some() {
@@ -345,7 +350,7 @@ fn unknown_source(ctx: &SockAddrContext, call: &Call) -> i32 {
         port: backend.port,
     };
     if remember(ctx, call, &plan, action::PASS, 0) {
-        sock_addr::set(call.ctx, call.v6, &backend.address, backend.port);
+        sock_addr::set(call.ctx, V6, &backend.address, backend.port);
     }
     pass()
 }

@@ -154,6 +154,7 @@ impl Keeper {
     async fn run(mut self, mut events: Events, block: Block, shutdown: Shutdown) {
         let (hint, mut hints) = mpsc::unbounded_channel();
         let _watcher = watch(&self.settings.sandbox_dir, hint);
+        let mut program_log = self.kernel.take_log();
         let mut registry = self.handles.registry.changes();
         let mut policies = self.handles.policies.changes();
         let mut look_again = tokio::time::interval(LOOK_AGAIN_EVERY);
@@ -191,6 +192,9 @@ impl Keeper {
                     }
                 }
                 () = events.next_batch(|event| batch.push(event)) => {
+                    if let Some(log) = &mut program_log {
+                        log.flush();
+                    }
                     let mut changed = false;
                     for event in &batch {
                         changed |= self.flows.take(event, &self.numbers, &mut self.habits);

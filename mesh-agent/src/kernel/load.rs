@@ -14,6 +14,7 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Lsm, Program, SkLookup, SkMsg, SockOps,
 };
 use aya::{Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use mesh_common::{ABI_VERSION, Config, Heartbeat, config, counter};
 
 use super::offsets::Offsets;
@@ -87,11 +88,14 @@ impl Kernel {
             Offsets::default()
         });
         let syscall_splice = u32::try_from(libc::SYS_splice).expect("system call numbers are small");
+        // What is switched off here the verifier removes from the programs.
+        let log_level = if log_is_wanted() { aya_log::Level::Debug as u8 } else { 0 };
         let mut loader = EbpfLoader::new();
         for name in MAPS {
             loader.map_pin_path(name, settings.pin_dir.join(name));
         }
         loader
+            .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("OFFSET_WRITE_SEQ", &offsets.write_seq, true)
             .override_global("OFFSET_COPIED_SEQ", &offsets.copied_seq, true)
             .override_global("OFFSET_RMEM_ALLOC", &offsets.rmem_alloc, true)
@@ -320,6 +324,12 @@ impl Kernel {
             .ok_or(Error::Missing { kind: "map", name: "EVENTS" })
     }
 
+    /// What the programs log (aya-log), when the log filter lets `mesh_ebpf=debug` through. Once.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        let wanted = log_is_wanted();
+        wanted.then(|| EbpfLogger::init_with_logger(&mut self.ebpf, ToTracing).ok()).flatten().map(ProgramLog)
+    }
+
     /// The counters, summed over the CPUs, by index (see `mesh_common::counter`).
     pub fn counters(&self) -> Vec<u64> {
         (0..counter::COUNT)
@@ -334,6 +344,39 @@ impl Kernel {
     pub fn stop_heartbeat(&self) -> Result<(), Error> {
         self.maps.heartbeat.put(&0, &Heartbeat { beat_ns: 0, generation: self.generation })
     }
+}
+
+fn log_is_wanted() -> bool {
+    tracing::enabled!(target: "mesh_ebpf", tracing::Level::DEBUG)
+}
+
+/// Log records of the kernel programs on their way to the process log, under the target `mesh_ebpf`.
+pub struct ProgramLog(EbpfLogger<ToTracing>);
+
+impl ProgramLog {
+    /// Passes on what is there.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+}
+
+impl std::fmt::Debug for ProgramLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProgramLog")
+    }
+}
+
+#[derive(Debug)]
+struct ToTracing;
+
+impl log::Log for ToTracing {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        tracing::debug!(target: "mesh_ebpf", "{}", record.args());
+    }
+    fn flush(&self) {}
 }
 
 /// Attachments that end when this is dropped.
