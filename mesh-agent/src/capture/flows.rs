@@ -1,11 +1,11 @@
 //! Connections that never pass the agent: told about, evicted from the sockmap, and closed when policy turns on them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use mesh_common::{Event, FlowKey, action, event, pair, reason};
+use mesh_common::{Event, Pair, action, event, pair, reason};
 
 use super::compile::{Numbers, decider, owner};
 use super::habit::{Habits, PortKey, Seen};
@@ -18,6 +18,9 @@ use crate::telemetry::{
     AccessRecord, ConnectionLabels, ConnectionMetrics, DestinationRecord, Reporter, SourceRecord, Telemetry,
 };
 
+/// How long a closing event of a connection that policy closed may take.
+const REVOKED_KEPT: Duration = Duration::from_secs(60);
+
 /// What is needed to speak about kernel-side connections.
 #[derive(Debug)]
 pub struct Flows {
@@ -25,8 +28,8 @@ pub struct Flows {
     registry: Registry,
     policies: Policies,
     telemetry: Telemetry,
-    /// Cookies of pairs that policy closed, with the policy; their closing event follows.
-    revoked: HashMap<u64, Arc<str>>,
+    /// Cookies of pairs that policy closed, with the policy and when; their closing event follows.
+    revoked: HashMap<u64, (Arc<str>, Instant)>,
     /// Resolved metric handles; emptied when the registry changes.
     metrics: HashMap<MetricKey, Arc<ConnectionMetrics>>,
     metrics_version: u64,
@@ -108,7 +111,7 @@ impl Flows {
             0 => Duration::ZERO,
             opened => Duration::from_nanos(now_ns.saturating_sub(opened)),
         };
-        let revoked = self.revoked.remove(&event.cookie);
+        let revoked = self.revoked.remove(&event.cookie).map(|(policy, _)| policy);
         let failed = event.kind == event::FAILED;
         let ending = match (&revoked, failed) {
             (Some(_), _) => Ending::PolicyRevoked,
@@ -250,8 +253,9 @@ impl Flows {
         let snapshot = self.registry.snapshot();
         let policies = self.policies.current();
         let Ok(cookies) = self.maps.pairs.keys() else { return };
-        let open: HashSet<u64> = cookies.iter().copied().collect();
-        self.revoked.retain(|cookie, _| open.contains(cookie));
+        let now = clock::now();
+        // The closing event may still be in the ring after the pair is gone.
+        self.revoked.retain(|_, (_, since)| now.saturating_duration_since(*since) < REVOKED_KEPT);
         for cookie in cookies {
             let Ok(Some(pair)) = self.maps.pairs.get(&cookie) else { continue };
             let verdict = match (
@@ -272,22 +276,28 @@ impl Flows {
             let Err(policy) = verdict else { continue };
             tracing::info!(%policy, client = %address(pair.tuple.client, pair.tuple.client_port),
                 server = %address(pair.tuple.server, pair.tuple.server_port), "closing a connection that policy turned against");
-            self.revoked.insert(cookie, policy.into());
-            close(&pair.tuple, netns);
+            self.revoked.insert(cookie, (policy.into(), now));
+            close(&pair, netns);
         }
     }
 }
 
-/// Closes both ends, wherever their namespaces are.
-fn close(tuple: &FlowKey, netns: &HashMap<u64, Netns>) {
-    let client = address(tuple.client, tuple.client_port);
-    let server = address(tuple.server, tuple.server_port);
-    for netns in netns.values() {
-        for (local, remote) in [(client, server), (server, client)] {
-            if let Err(error) = destroy::destroy_tcp(netns, local, remote) {
-                tracing::warn!(%error, %local, %remote, "cannot close a socket");
-            }
+/// Closes both ends. The client's goes with a reset, which closes a server whose socket is not known (it is known when
+/// the two are spliced); the namespace of the server is not, so all are looked into.
+fn close(pair: &Pair, netns: &HashMap<u64, Netns>) {
+    let client = address(pair.tuple.client, pair.tuple.client_port);
+    let server = address(pair.tuple.server, pair.tuple.server_port);
+    let [client_cookie, server_cookie] = pair.cookies;
+    let tell = |result: Result<bool, crate::kernel::Error>| {
+        if let Err(error) = result {
+            tracing::warn!(%error, %client, %server, "cannot close a socket");
         }
+    };
+    if let Some(netns) = netns.get(&pair.netns[0]) {
+        tell(destroy::destroy_tcp(netns, client_cookie, client, server));
+    }
+    if server_cookie != 0 {
+        netns.values().for_each(|netns| tell(destroy::destroy_tcp(netns, server_cookie, server, client)));
     }
 }
 

@@ -17,8 +17,6 @@ const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLMSG_ERROR: u16 = 2;
-/// Any cookie.
-const INET_DIAG_NOCOOKIE: u32 = !0;
 const IPPROTO_TCP: u8 = 6;
 
 /// `struct nlmsghdr` followed by `struct inet_diag_req_v2`.
@@ -45,11 +43,14 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == 72);
 
-/// Closes the TCP socket with this local and remote address in the namespace. False when there is none.
+/// Closes the TCP socket with this cookie, local and remote address in the namespace. False when it is not there.
+///
+/// The cookie is what keeps listeners alive: where no connection has these addresses the kernel's lookup goes on to
+/// listeners, and through the pod's own `sk_lookup` program to the agent's (`inet_diag_find_one_icsk`).
 ///
 /// # Errors
 /// The namespace cannot be entered or the kernel refuses for another reason than absence.
-pub fn destroy_tcp(netns: &Netns, local: SocketAddr, remote: SocketAddr) -> Result<bool, Error> {
+pub fn destroy_tcp(netns: &Netns, cookie: u64, local: SocketAddr, remote: SocketAddr) -> Result<bool, Error> {
     let fail = |source| Error::Call { call: "SOCK_DESTROY", source };
     let socket = netns
         .enter(|| {
@@ -61,16 +62,20 @@ pub fn destroy_tcp(netns: &Netns, local: SocketAddr, remote: SocketAddr) -> Resu
         if family == libc::AF_INET && local.is_ipv6() {
             continue;
         }
-        match send(&socket, u8::try_from(family).expect("small"), local, remote) {
+        match send(&socket, u8::try_from(family).expect("small"), cookie, local, remote) {
             Ok(()) => return Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            // ESTALE: something else has these addresses.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
             Err(error) => return Err(fail(error)),
         }
     }
     Ok(false)
 }
 
-fn send(socket: &Socket, family: u8, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+fn send(socket: &Socket, family: u8, cookie: u64, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    // Two halves, the lower one first (`sock_diag_save_cookie`).
+    let [low, high] =
+        [cookie & u64::from(u32::MAX), cookie >> 32].map(|half| u32::try_from(half).expect("32 bits"));
     let request = Request {
         length: u32::try_from(size_of::<Request>()).expect("small"),
         kind: SOCK_DESTROY,
@@ -87,7 +92,7 @@ fn send(socket: &Socket, family: u8, local: SocketAddr, remote: SocketAddr) -> i
         source: address(family, local.ip()),
         destination: address(family, remote.ip()),
         interface: 0,
-        cookie: [INET_DIAG_NOCOOKIE; 2],
+        cookie: [low, high],
     };
     socket.send(request.as_bytes())?;
     let mut answer = [0; 256];
