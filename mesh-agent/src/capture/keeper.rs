@@ -190,6 +190,8 @@ impl Keeper {
                     if forgotten || self.has_work() {
                         self.reconcile();
                     }
+                    // Not every verdict comes with an event: datagrams and sockets that are left alone do not.
+                    self.publish_counters();
                 }
                 () = events.next_batch(|event| batch.push(event)) => {
                     if let Some(log) = &mut program_log {
