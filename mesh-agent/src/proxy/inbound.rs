@@ -351,14 +351,9 @@ impl NotAdmitted {
     }
 }
 
-/// The policy's name, or the label of the default that refused.
+/// The policy to put it down to, or the label of the default that refused: what the kernel's refusals say, too.
 fn reason_of(refusal: &Refusal) -> Arc<str> {
-    match refusal {
-        Refusal::Denied { policy, .. } | Refusal::Unusable { policy, .. } => policy.to_string().into(),
-        Refusal::NotAllowed { .. } | Refusal::NotAuthenticated { .. } | Refusal::DefaultDeny { .. } => {
-            refusal.label().into()
-        }
-    }
+    refusal.policy().map_or_else(|| refusal.label().into(), |policy| policy.to_string().into())
 }
 
 /// What the client's agent is told when the application could not be reached.
