@@ -17,11 +17,11 @@ mod connect;
 mod ctx;
 mod datagram;
 mod established;
+mod guard;
 mod inbound;
 mod maps;
 mod peername;
 mod splice;
-mod guard;
 
 #[cfg(not(test))]
 #[panic_handler]
