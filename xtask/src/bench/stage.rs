@@ -18,8 +18,8 @@ use crate::shell;
 pub const NAMESPACE: &str = "bench";
 
 /// Port range for dialling pods. Few ports would cap the number of new connections per second, and measure nothing else:
-/// a closed connection's port rests, and only one parity of the range is given out by connect(2).
-const DIAL_PORTS: &str = "2000 65500";
+/// a closed connection's port rests, and only one parity of the range is given out by connect(2). Servers listen below it.
+const DIAL_PORTS: &str = "10000 65500";
 
 /// A running lab.
 pub struct Stage {
@@ -76,8 +76,10 @@ impl Stage {
     }
 
     fn allow_many_dials(&self, pod: &Pod) -> Result<()> {
+        // The delay can be set since Linux 6.13; where it cannot, a port rests for a second.
         let write = format!(
-            "echo {DIAL_PORTS} > /proc/sys/net/ipv4/ip_local_port_range; echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse"
+            "cd /proc/sys/net/ipv4; echo {DIAL_PORTS} > ip_local_port_range; echo 1 > tcp_tw_reuse; \
+             if [ -e tcp_tw_reuse_delay ]; then echo 1 > tcp_tw_reuse_delay; fi"
         );
         let words = ["sh", "-e", "-c", &write].map(OsString::from);
         shell::run(self.command(&pod.name, words)?.stdin(Stdio::null()))

@@ -156,7 +156,7 @@ pub fn measure(path: &Path<'_>, kind: Kind, ends: Ends, seconds: f64) -> Result<
         ),
     };
     let mut client = client_command(path, target, ends.client_cpu, seconds, kind.client_words())?;
-    let opened = opened_by_path(path.stage)?;
+    let opened = opened_by_path(path)?;
     let (all, proxies) = (account::cpu_s(&path.stage.cgroup()?)?, cpu_of(&path.proxies)?);
     let before = Moment::now()?;
     let output = client.output().context("cannot start the client")?;
@@ -166,7 +166,7 @@ pub fn measure(path: &Path<'_>, kind: Kind, ends: Ends, seconds: f64) -> Result<
     ensure!(output.status.success(), "the client in {} ended with {}", path.client, output.status);
     let client: Measured =
         serde_json::from_slice(&output.stdout).context("the client's result is not readable")?;
-    let paths = wait_counted(path.stage, &opened, kind.connections(&client))?;
+    let paths = wait_counted(path, &opened, kind.connections(&client))?;
     let server = server.end()?;
     let foreign_cores = (between.busy - cpu_path_s / between.seconds).max(0.0);
     Ok(Sample {
@@ -205,12 +205,13 @@ fn cpu_of(cgroups: &[PathBuf]) -> Result<f64> {
     cgroups.iter().map(|cgroup| account::cpu_s(cgroup)).sum()
 }
 
-/// Connections opened so far, by path, as the agents of the lab count them.
-fn opened_by_path(stage: &Stage) -> Result<BTreeMap<String, f64>> {
+/// Connections that the client's pod has opened so far, by path, as the agents of the lab count them.
+fn opened_by_path(way: &Path<'_>) -> Result<BTreeMap<String, f64>> {
     let mut sums = BTreeMap::new();
-    for agent in stage.lab.nodes.iter().filter_map(|node| node.agent.as_ref()) {
+    for agent in way.stage.lab.nodes.iter().filter_map(|node| node.agent.as_ref()) {
         let page = account::metrics(&agent.admin)?;
-        for (path, count) in account::sums_by_label(&page, "weft_connections_opened_total", "path") {
+        let by = format!("source_workload=\"{}\"", way.client);
+        for (path, count) in account::sums_by_label(&page, "weft_connections_opened_total", &by, "path") {
             *sums.entry(path).or_insert(0.0) += count;
         }
     }
@@ -218,12 +219,16 @@ fn opened_by_path(stage: &Stage) -> Result<BTreeMap<String, f64>> {
 }
 
 /// What the agents have counted since `before`; waits until it is all that the client says, or [`COUNT_PATIENCE`] is over.
-fn wait_counted(stage: &Stage, before: &BTreeMap<String, f64>, wanted: u64) -> Result<BTreeMap<String, f64>> {
+fn wait_counted(
+    way: &Path<'_>,
+    before: &BTreeMap<String, f64>,
+    wanted: u64,
+) -> Result<BTreeMap<String, f64>> {
     let deadline = clock::now() + COUNT_PATIENCE;
     loop {
-        let grown = account::growth(before, &opened_by_path(stage)?);
+        let grown = account::growth(before, &opened_by_path(way)?);
         let counted: f64 = grown.values().sum();
-        if counted >= wanted as f64 || clock::now() > deadline || stage.lab.control.is_none() {
+        if counted >= wanted as f64 || clock::now() > deadline || way.stage.lab.control.is_none() {
             return Ok(grown);
         }
         thread::sleep(Duration::from_millis(20));
