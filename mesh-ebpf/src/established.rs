@@ -29,8 +29,11 @@ use crate::{
     maps::{DIALS, FLOWS, OPEN, PAIRS, SOCKET_STATE, SOCKETS, count, emit},
 };
 
-/// `TCP_SYN_SENT` and `TCP_CLOSE` (include/net/tcp_states.h).
+/// States of a socket (include/net/tcp_states.h); from the last three before CLOSE our own FIN was acknowledged.
 const TCP_SYN_SENT: u32 = 2;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
 const TCP_CLOSE: u32 = 7;
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
@@ -43,7 +46,7 @@ pub fn established(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => client_established(ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => server_established(ops),
         BPF_SOCK_OPS_STATE_CB if sock_ops::argument1(ops) == TCP_CLOSE => {
-            closed(ops, sock_ops::argument0(ops) == TCP_SYN_SENT);
+            closed(ops, sock_ops::argument0(ops));
         }
         _ => {}
     }
@@ -227,7 +230,8 @@ fn insert(ops: *mut bpf_sock_ops, key: u64) -> bool {
 }
 
 #[inline(always)]
-fn closed(ops: *mut bpf_sock_ops, never_established: bool) {
+fn closed(ops: *mut bpf_sock_ops, from: u32) {
+    let never_established = from == TCP_SYN_SENT;
     let socket = sock_ops::socket(ops);
     if socket.is_null() {
         return;
@@ -248,6 +252,9 @@ fn closed(ops: *mut bpf_sock_ops, never_established: bool) {
     // SAFETY: checked by the map.
     let entry = unsafe { &*entry };
     let (acked, received) = sock_ops::bytes(ops);
+    // SYN and FIN take a sequence number each, and the kernel counts them among the acknowledged bytes.
+    let fin = u64::from(matches!(from, TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING));
+    let acked = acked.saturating_sub(1 + fin);
     emit(if never_established { event::FAILED } else { event::CLOSED }, |e| {
         describe(e, entry, state.pair);
         e.bytes_sent = entry.bytes[0] + acked;
