@@ -139,6 +139,15 @@ impl Lab {
     /// [`Lab::up`] with options.
     #[track_caller]
     pub fn up_with(world: &World, options: &Options) -> Self {
+        Self::try_up(world, options).unwrap_or_else(|error| panic!("lab up failed:\n{error}"))
+    }
+
+    /// [`Lab::up_with`], for worlds that shall be refused: gives what `lab up` said then.
+    ///
+    /// # Errors
+    /// `lab up` failed. Nothing of the lab is left.
+    #[track_caller]
+    pub fn try_up(world: &World, options: &Options) -> Result<Self, String> {
         assert!(
             geteuid().is_root(),
             "this test loads kernel programs and makes network namespaces: run `sudo cargo xtask test`"
@@ -157,9 +166,12 @@ impl Lab {
         let output = up.output().unwrap_or_else(|error| {
             panic!("{}: {error}; run `sudo cargo xtask test`", xtask_path().display())
         });
-        assert!(output.status.success(), "lab up failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        if !output.status.success() {
+            assert!(!Path::new(RUN_ROOT).join(&name).exists(), "a lab that failed leaves nothing");
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
         let state = serde_json::from_slice(&output.stdout).expect("`lab up --json` prints the lab");
-        Self { name, state, source }
+        Ok(Self { name, state, source })
     }
 
     /// Its name.
@@ -291,14 +303,13 @@ impl Lab {
     /// network past the mesh.
     #[track_caller]
     pub fn in_pod<T: Send>(&self, pod: &str, run: impl FnOnce() -> T + Send) -> T {
-        let netns = fs::File::open(&self.pod(pod).netns).expect("the pod has a network namespace");
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(&netns, CloneFlags::CLONE_NEWNET).expect("root may enter a network namespace");
-                run()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        in_netns(&self.pod(pod).netns, run)
+    }
+
+    /// Runs a closure in a node's network namespace, on a thread of its own.
+    #[track_caller]
+    pub fn in_node<T: Send>(&self, node: &str, run: impl FnOnce() -> T + Send) -> T {
+        in_netns(&self.node(node).netns, run)
     }
 
     /// A page of a node's agent: status and body.
@@ -409,6 +420,49 @@ impl Lab {
         });
     }
 
+    /// Makes a pod ready, or not, and waits until every living agent knows.
+    #[track_caller]
+    pub fn set_ready(&self, pod: &str, ready: bool) {
+        let uid = format!("uid: {}", self.pod(pod).uid);
+        let quoted = format!("uid: \"{}\"", self.pod(pod).uid);
+        let state =
+            |ready| format!("{{type: \"Ready\", status: \"{}\"}}", if ready { "True" } else { "False" });
+        let files = fs::read_dir(&self.state.world).expect("the world is there").flatten();
+        for file in files.map(|file| file.path()).filter(|file| file.extension().is_some_and(|e| e == "yaml"))
+        {
+            let text = fs::read_to_string(&file).expect("the world can be read");
+            let documents = text.split("\n---\n").map(|document| {
+                let is_it = document.contains(&uid) || document.contains(&quoted);
+                if is_it { document.replace(&state(!ready), &state(ready)) } else { document.to_owned() }
+            });
+            let changed = documents.collect::<Vec<_>>().join("\n---\n");
+            if changed != text {
+                let name = file.file_name().expect("a file has a name").to_string_lossy().into_owned();
+                return self.apply(&name, &changed);
+            }
+        }
+        panic!("no file says that {pod} is {}", if ready { "not ready" } else { "ready" });
+    }
+
+    /// Starts a node's agent by hand, with some of its flags changed, its log in a file of its own.
+    ///
+    /// It runs in the node's network namespace as always, its admin pages on 127.0.0.1:15020 in there.
+    #[track_caller]
+    pub fn impostor(&self, node: &str, flags: &[(&str, &str)]) -> (Running, PathBuf) {
+        let mut words = self.agent(node).command.clone();
+        for (flag, value) in flags {
+            let place = words.iter().position(|word| word == flag);
+            words[place.expect("the agent was started with this flag") + 1] = (*value).to_owned();
+        }
+        let log = self.state.dir.join("logs/impostor.log");
+        let file = fs::File::create(&log).expect("the log can be written");
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.node(node).netns.display())).arg("--").args(words);
+        let stdio = file.try_clone().expect("a descriptor is free");
+        let child = command.stdin(Stdio::null()).stdout(stdio).stderr(file).spawn();
+        (Running(child.expect("nsenter (util-linux) is installed")), log)
+    }
+
     /// Replaces the world: pods are started, ended and changed.
     #[track_caller]
     pub fn apply_world(&mut self, world: &World) {
@@ -507,6 +561,19 @@ impl Drop for Lab {
             assert!(failed.is_none() && left.is_empty(), "lab down: {failed:?}, left: {left:?}");
         }
     }
+}
+
+/// Runs a closure in a network namespace, on a thread of its own. Sockets that it returns stay there.
+#[track_caller]
+fn in_netns<T: Send>(path: &Path, run: impl FnOnce() -> T + Send) -> T {
+    let netns = fs::File::open(path).expect("the network namespace is there");
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(&netns, CloneFlags::CLONE_NEWNET).expect("root may enter a network namespace");
+            run()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// A command in a pod; killed when dropped.

@@ -25,6 +25,8 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl std::error::Error for Refusal {}
+
 /// What an operation gives.
 pub type Outcome<T> = Result<T, Refusal>;
 
@@ -132,6 +134,21 @@ impl Probe {
         let number = self.number();
         let names = self.order(&Order::Connect { socket: number, to: to.into(), from: None, timeout_ms })?;
         Ok(Conn { probe: self, number, names })
+    }
+
+    /// Connects by TCP from an address of the caller's choice.
+    #[track_caller]
+    pub fn connect_from(&self, from: SocketAddr, to: SocketAddr) -> Outcome<Conn<'_>> {
+        let number = self.number();
+        let order = Order::Connect { socket: number, to, from: Some(from), timeout_ms: OPERATION_MS };
+        Ok(Conn { probe: self, number, names: self.order(&order)? })
+    }
+
+    /// Leaves for a network namespace of its own, with nothing in it.
+    #[track_caller]
+    pub fn unshare(&self) {
+        let left: Outcome<()> = self.order(&Order::Unshare);
+        left.expect("root may make a network namespace");
     }
 
     /// Listens.
@@ -284,9 +301,14 @@ impl Drop for Listener<'_> {
 }
 
 fn close(probe: &Probe, socket: u32) {
-    // While unwinding the probe may be gone, or in the middle of an answer.
-    if !std::thread::panicking() {
-        let _: Outcome<()> = probe.order(&Order::Close { socket });
+    // While unwinding the probe may be in the middle of an answer; after `lab down` it is gone, and its sockets with it.
+    if std::thread::panicking() {
+        return;
+    }
+    let line = serde_json::to_string(&Order::Close { socket }).expect("orders are plain data");
+    let mut pipes = probe.pipes.borrow_mut();
+    if writeln!(pipes.0, "{line}").is_ok() {
+        let _ = pipes.1.read_line(&mut String::new());
     }
 }
 
