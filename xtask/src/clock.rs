@@ -1,6 +1,6 @@
-//! What time it is: the one caller of the clock in this program.
+//! What time it is: the one caller of the clocks in this program.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// The monotonic clock.
 #[expect(
@@ -9,4 +9,13 @@ use std::time::Instant;
 )]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// The wall clock.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "xtask does not link the agent, whose lifecycle::clock is meant"
+)]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
 }

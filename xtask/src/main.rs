@@ -1,8 +1,8 @@
 //! Everything a developer runs: `cargo xtask <command>`. This file holds the command line only.
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] and [`build`] (what is built), [`lab`] (nodes and pods on
-//! one machine), [`app`] (the traffic programs that run in its pods), [`bench`] (how fast it is), [`test`] (the checks), [`shell`] (how commands are
-//! run), [`clock`].
+//! one machine), [`app`] (the traffic programs that run in its pods), [`demo`] (what is promised, shown), [`bench`] (how
+//! fast it is), [`test`] (the checks), [`shell`] (how commands are run), [`clock`].
 
 #![expect(unreachable_pub, reason = "a program has no outside: `pub` marks what a file offers to the others")]
 
@@ -15,6 +15,8 @@ mod build;
 mod lab;
 
 mod app;
+
+mod demo;
 
 mod bench;
 
@@ -50,12 +52,17 @@ enum Command {
     /// Small servers and clients that run in the lab's pods.
     #[command(subcommand)]
     App(app::Command),
+    /// Set up, build, and show what Weft promises on a small shop of two nodes (needs root).
+    Demo(demo::Options),
     /// How fast the mesh is, beside the same without it, with the marks it must reach (needs root, and a quiet machine).
     Bench(bench::Options),
     /// Set up, build, and run every test with the kernel programs loaded (needs root).
     Test(test::Options),
     /// What the CI runs: `test`, plus formatting and lints.
     Ci(test::Options),
+    /// The programs that the demo runs in pods.
+    #[command(hide = true, subcommand)]
+    DemoPart(demo::Part),
     /// Enter a lab's node or pod, then become the given command. Started by the lab only.
     #[command(hide = true)]
     LabInit(lab::exec::InitOptions),
@@ -68,6 +75,8 @@ fn main() -> ExitCode {
         Command::Build => build::run().map(|()| ExitCode::SUCCESS),
         Command::Lab(command) => lab::run(command),
         Command::App(command) => app::run(command),
+        Command::Demo(options) => demo::run(&options),
+        Command::DemoPart(part) => demo::run_part(&part),
         Command::Bench(options) => bench::run(&options),
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
