@@ -91,7 +91,6 @@ fn every_way_to_use_a_socket_works_on_a_spliced_connection() {
         "mode=duplex up=4M down=4M read=peek",
         "mode=duplex up=4M down=4M chunk=700",
         "mode=duplex up=4M down=4M read=edge pause_us=300",
-        "mode=duplex up=4M down=4M read=pending",
         "mode=duplex up=4M down=4M write=file",
         "mode=duplex up=2M down=2M write=zero-copy",
         "mode=duplex up=4M down=4M read=edge",
@@ -236,6 +235,21 @@ fn abrupt_endings_look_as_they_do_without_a_mesh() {
         })
         .collect();
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    lab.down();
+}
+
+/// FIONREAD counts bytes that wait, whichever way they came: by redirection, and by TCP after the pair was demoted.
+#[test]
+fn fionread_tells_what_waits_also_after_a_demotion() {
+    let lab = spliced_lab();
+    let server = Server::start(&lab, SERVER, &["7000"]);
+    let mut faults = Vec::new();
+    for target in families(&lab, SERVER, 7000) {
+        let exchange = call(&lab, CLIENT, target, &server, "mode=slow up=4M hold_ms=600 read=pending");
+        faults.extend(exchange.server.error.map(|error| format!("{}: {error}", exchange.order)));
+    }
+    assert!(count(&lab, "splice_demoted") >= 3.0, "a sleeping reader demotes");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
     lab.down();
 }
 

@@ -52,6 +52,7 @@ pub fn require_bench_tools() -> Result<()> {
 pub fn run() -> Result<()> {
     debian_package("ip", "iproute2", has_ip)?;
     debian_package("bpftool", "bpftool", has_bpftool)?;
+    python_tests()?;
     kernel_compiler()?;
     bpf_linker()?;
     nextest()?;
@@ -103,6 +104,12 @@ fn has_openssl() -> bool {
     answer("openssl", &["version"]).is_some()
 }
 
+/// Whether a Python has its own network tests, which the transparency test runs inside pods.
+fn has_python_tests() -> bool {
+    let find = ["-c", "import test.test_socket, test.test_asyncio, test.libregrtest.main"];
+    ["python3", "/usr/bin/python3"].iter().any(|python| answer(python, &find).is_some())
+}
+
 /// Whether the linker is there in the release that is asked for.
 fn has_bpf_linker() -> bool {
     answer("bpf-linker", &["--version"]).is_some_and(|said| said.contains(BPF_LINKER_VERSION))
@@ -117,6 +124,21 @@ fn debian_package(what: &str, package: &str, present: fn() -> bool) -> Result<()
     apt_install(&[package])?;
     if !present() {
         bail!("{package} is installed, but {what} still cannot be run; is /usr/sbin on the PATH?");
+    }
+    Ok(())
+}
+
+fn python_tests() -> Result<()> {
+    if has_python_tests() {
+        say("Python with its own tests: present");
+        return Ok(());
+    }
+    say("Python with its own tests: missing, installing them");
+    apt_install(&["python3", "libpython3-testsuite"])?;
+    if !has_python_tests() {
+        bail!(
+            "libpython3-testsuite is installed, but neither python3 nor /usr/bin/python3 finds its own tests"
+        );
     }
     Ok(())
 }
