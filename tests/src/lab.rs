@@ -1,4 +1,15 @@
 //! A running lab: made for one test, and gone with it, also when the test panics.
+//!
+//! Files in reading order: [`state`] (what a lab consists of), this one (making it, its pods, its end), `look` (what a test
+//! asks it), `change` (what a test does to it), `leftovers` (that nothing stays).
+
+pub mod state;
+
+mod look;
+
+mod change;
+
+mod leftovers;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -8,15 +19,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
-use serde::Deserialize;
-use serde_json::Value;
+use nix::unistd::geteuid;
 use tempfile::TempDir;
 
+use leftovers::{leftovers, sweep};
+use state::State;
+pub use state::{Node, Pod, Process};
+
 use crate::probe::Probe;
-use crate::seen::{self, Metrics};
-use crate::wait::{self, eventually};
 use crate::world::World;
 
 /// Where labs keep their files.
@@ -35,80 +45,6 @@ pub struct Lab {
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     arguments: Vec<String>,
-}
-
-/// What `lab up --json` says, as far as tests need it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct State {
-    dir: PathBuf,
-    world: PathBuf,
-    nodes: Vec<Node>,
-    control: Option<Process>,
-    pods: Vec<Pod>,
-    services: Vec<Service>,
-}
-
-/// A node.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Node {
-    /// Its name.
-    pub name: String,
-    /// Its network namespace.
-    pub netns: PathBuf,
-    /// Its addresses on the fabric.
-    pub ips: Vec<IpAddr>,
-    /// Its cgroup.
-    pub cgroup: PathBuf,
-    /// Its agent.
-    pub agent: Option<Process>,
-}
-
-/// A process of the mesh.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Process {
-    /// Its number.
-    pub pid: i32,
-    /// Its admin address.
-    pub admin: String,
-    /// What it prints.
-    pub log: PathBuf,
-    /// Its access log; control has none.
-    #[serde(default)]
-    pub access_log: PathBuf,
-    /// Where it pins; control pins nothing.
-    #[serde(default)]
-    pub pin_dir: PathBuf,
-    /// What it was started with.
-    pub command: Vec<String>,
-}
-
-/// A pod.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Pod {
-    /// Its name.
-    pub name: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its node.
-    pub node: String,
-    /// Its UID.
-    pub uid: String,
-    /// Its addresses, IPv4 first.
-    pub ips: Vec<IpAddr>,
-    /// Its network namespace.
-    pub netns: PathBuf,
-    /// Its cgroup.
-    pub cgroup: PathBuf,
-}
-
-/// A service.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Service {
-    name: String,
-    namespace: String,
-    #[serde(rename = "clusterIPs")]
-    cluster_ips: Vec<IpAddr>,
 }
 
 impl Options {
@@ -312,220 +248,10 @@ impl Lab {
         in_netns(&self.node(node).netns, run)
     }
 
-    /// A page of a node's agent: status and body.
-    #[track_caller]
-    pub fn page(&self, node: &str, path: &str) -> (u16, String) {
-        seen::get(&self.agent(node).admin, path).unwrap_or_else(|error| {
-            panic!("{path} of {node}: {error:#}\nits log ends with:\n{}", self.log_tail(node))
-        })
-    }
-
-    /// A JSON page of a node's agent.
-    #[track_caller]
-    pub fn view(&self, node: &str, path: &str) -> Value {
-        let (status, body) = self.page(node, path);
-        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {status} {error}: {body}"))
-    }
-
-    /// The metrics of a node's agent.
-    #[track_caller]
-    pub fn metrics(&self, node: &str) -> Metrics {
-        Metrics::parse(&self.page(node, "/metrics").1)
-    }
-
-    /// The access records of a node's agent, oldest first.
-    #[track_caller]
-    pub fn access_records(&self, node: &str) -> Vec<Value> {
-        seen::records(&fs::read_to_string(&self.agent(node).access_log).unwrap_or_default())
-    }
-
-    /// Waits for an access record that fits.
-    ///
-    /// # Panics
-    /// When none comes; the message has those that came.
-    #[track_caller]
-    pub fn record(&self, node: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
-        let deadline = wait::now() + wait::PATIENCE;
-        loop {
-            let records = self.access_records(node);
-            if let Some(found) = records.iter().find(|record| fits(record)) {
-                return found.clone();
-            }
-            if wait::now() > deadline {
-                let last: Vec<String> = records.iter().rev().take(8).map(Value::to_string).collect();
-                panic!("{node} wrote no record of {what}; the last are\n{}", last.join("\n"));
-            }
-            thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-
-    /// Waits until a metric of a node, summed over the series with these labels, is at least `least`.
-    #[track_caller]
-    pub fn metric_reaches(&self, node: &str, family: &str, labels: &[(&str, &str)], least: f64) {
-        let deadline = wait::now() + wait::PATIENCE;
-        loop {
-            let metrics = self.metrics(node);
-            if metrics.sum(family, labels) >= least {
-                return;
-            }
-            assert!(
-                wait::now() < deadline,
-                "{family} {labels:?} of {node} stays below {least}:\n{}",
-                metrics.family(family)
-            );
-            thread::sleep(std::time::Duration::from_millis(20));
-        }
-    }
-
-    /// Writes a file into the world that the agents watch, without waiting for them.
-    #[track_caller]
-    pub fn write(&self, file: &str, yaml: &str) {
-        // Renamed over, so that no agent reads half of it.
-        let temporary = self.state.world.join(format!(".{file}.new"));
-        fs::write(&temporary, yaml).expect("the world can be written");
-        fs::rename(&temporary, self.state.world.join(file)).expect("the world can be written");
-    }
-
-    /// Writes a file into the world and waits until every agent that lives has taken a new state.
-    ///
-    /// What the state means for the kernel's tables follows within moments; assert with [`eventually`].
-    #[track_caller]
-    pub fn apply(&self, file: &str, yaml: &str) {
-        self.change(|| self.write(file, yaml));
-    }
-
-    /// Removes a file of the world and waits as [`Lab::apply`] does.
-    #[track_caller]
-    pub fn remove(&self, file: &str) {
-        self.change(|| fs::remove_file(self.state.world.join(file)).expect("the file is there"));
-    }
-
-    /// Makes a change of the world and waits until every living agent has a new state.
-    #[track_caller]
-    pub fn change(&self, change: impl FnOnce()) {
-        let versions = || -> Vec<Option<f64>> {
-            let agents = self.state.nodes.iter().filter_map(|node| node.agent.as_ref());
-            agents
-                .map(|agent| {
-                    let (_, body) = seen::get(&agent.admin, "/metrics").ok()?;
-                    Some(Metrics::parse(&body).sum("weft_discovery_version", &[]))
-                })
-                .collect()
-        };
-        let before = versions();
-        change();
-        eventually("every agent takes the changed world", || {
-            let now = versions();
-            before.iter().zip(&now).all(|(before, now)| before.is_none() || now > before).then_some(())
-        });
-    }
-
-    /// Makes a pod ready, or not, and waits until every living agent knows.
-    #[track_caller]
-    pub fn set_ready(&self, pod: &str, ready: bool) {
-        let uid = format!("uid: {}", self.pod(pod).uid);
-        let quoted = format!("uid: \"{}\"", self.pod(pod).uid);
-        let state =
-            |ready| format!("{{type: \"Ready\", status: \"{}\"}}", if ready { "True" } else { "False" });
-        let files = fs::read_dir(&self.state.world).expect("the world is there").flatten();
-        for file in files.map(|file| file.path()).filter(|file| file.extension().is_some_and(|e| e == "yaml"))
-        {
-            let text = fs::read_to_string(&file).expect("the world can be read");
-            let documents = text.split("\n---\n").map(|document| {
-                let is_it = document.contains(&uid) || document.contains(&quoted);
-                if is_it { document.replace(&state(!ready), &state(ready)) } else { document.to_owned() }
-            });
-            let changed = documents.collect::<Vec<_>>().join("\n---\n");
-            if changed != text {
-                let name = file.file_name().expect("a file has a name").to_string_lossy().into_owned();
-                return self.apply(&name, &changed);
-            }
-        }
-        panic!("no file says that {pod} is {}", if ready { "not ready" } else { "ready" });
-    }
-
-    /// Starts a node's agent by hand, with some of its flags changed, its log in a file of its own.
-    ///
-    /// It runs in the node's network namespace as always, its admin pages on 127.0.0.1:15020 in there.
-    #[track_caller]
-    pub fn impostor(&self, node: &str, flags: &[(&str, &str)]) -> (Running, PathBuf) {
-        let mut words = self.agent(node).command.clone();
-        for (flag, value) in flags {
-            let place = words.iter().position(|word| word == flag);
-            words[place.expect("the agent was started with this flag") + 1] = (*value).to_owned();
-        }
-        let log = self.state.dir.join("logs/impostor.log");
-        let file = fs::File::create(&log).expect("the log can be written");
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.node(node).netns.display())).arg("--").args(words);
-        let stdio = file.try_clone().expect("a descriptor is free");
-        let child = command.stdin(Stdio::null()).stdout(stdio).stderr(file).spawn();
-        (Running(child.expect("nsenter (util-linux) is installed")), log)
-    }
-
-    /// Replaces the world: pods are started, ended and changed.
-    #[track_caller]
-    pub fn apply_world(&mut self, world: &World) {
-        for (file, text) in world.files() {
-            fs::write(self.source.path().join(file), text).expect("the world can be written");
-        }
-        self.lab_command(&["apply", "--json"]);
-    }
-
-    /// Kills a node's agent with SIGKILL and waits until it is gone.
-    #[track_caller]
-    pub fn kill_agent(&self, node: &str) {
-        self.kill(self.agent(node));
-    }
-
-    /// Kills a process of the mesh with SIGKILL and waits until it is gone.
-    #[track_caller]
-    pub fn kill(&self, process: &Process) {
-        let pid = Pid::from_raw(process.pid);
-        kill(pid, Signal::SIGKILL).expect("the process runs");
-        eventually("the killed process is gone", || is_gone(process.pid).then_some(()));
-    }
-
-    /// Starts a node's agent anew; one that runs is asked to end first.
-    #[track_caller]
-    pub fn restart_agent(&mut self, node: &str) {
-        self.lab_command(&["restart", node, "--json"]);
-    }
-
-    /// Starts control anew; one that runs is asked to end first.
-    #[track_caller]
-    pub fn restart_control(&mut self) {
-        self.lab_command(&["restart", "control", "--json"]);
-    }
-
-    #[track_caller]
-    fn lab_command(&mut self, words: &[&str]) {
-        let output =
-            xtask().arg("lab").args(words).args(["--name", &self.name]).output().expect("xtask runs");
-        assert!(output.status.success(), "lab {words:?}:\n{}", String::from_utf8_lossy(&output.stderr));
-        self.state = serde_json::from_slice(&output.stdout).expect("the lab is printed");
-    }
-
-    /// Runs `meshctl` against a node's agent.
-    #[track_caller]
-    pub fn meshctl(&self, node: &str, words: &[&str]) -> Output {
-        let agent = format!("http://{}", self.agent(node).admin);
-        let mut meshctl = Command::new(release_dir().join("meshctl"));
-        meshctl.args(["--agent", &agent]).args(words).output().expect("meshctl runs")
-    }
-
     /// Runs `mesh-agent`.
     #[track_caller]
     pub fn mesh_agent(&self, words: &[&str]) -> Output {
         Command::new(release_dir().join("mesh-agent")).args(words).output().expect("mesh-agent runs")
-    }
-
-    /// The end of a node's agent's log.
-    pub fn log_tail(&self, node: &str) -> String {
-        let log = self.node(node).agent.as_ref().map(|agent| &agent.log);
-        let text = log.and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
     /// Ends the lab now.
@@ -584,51 +310,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// What is left of a lab, found without asking the lab's own code.
-fn leftovers(name: &str, state: &State) -> Vec<String> {
-    let netns = state.pods.iter().map(|pod| &pod.netns).chain(state.nodes.iter().map(|node| &node.netns));
-    let cgroups = state.pods.iter().map(|pod| &pod.cgroup).chain(state.nodes.iter().map(|node| &node.cgroup));
-    let agents = || state.nodes.iter().filter_map(|node| node.agent.as_ref());
-    let pins = agents().map(|agent| &agent.pin_dir);
-    let places = netns.chain(cgroups).chain(pins).chain([&state.dir]);
-    let mut left: Vec<String> =
-        places.filter(|place| place.exists()).map(|place| place.display().to_string()).collect();
-    let processes = agents().chain(state.control.as_ref()).map(|process| process.pid);
-    left.extend(processes.filter(|pid| !is_gone(*pid)).map(|pid| format!("process {pid}")));
-    left.extend(strangers(name));
-    left
-}
-
-/// Processes that were started for the lab, by their command lines.
-fn strangers(name: &str) -> Vec<String> {
-    let mark = format!("{RUN_ROOT}/{name}/");
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let lines = processes.flatten().filter_map(|process| {
-        let line = fs::read(process.path().join("cmdline")).ok()?;
-        Some((process.file_name(), String::from_utf8_lossy(&line).replace('\0', " ")))
-    });
-    let own = lines.filter(|(_, line)| line.contains(&mark));
-    own.map(|(pid, line)| format!("process {}: {line}", pid.to_string_lossy())).collect()
-}
-
-fn is_gone(pid: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses. A zombie is gone but for its parent.
-    status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']))
-}
-
-/// Ends labs whose test was killed before it could.
-fn sweep() {
-    let Ok(labs) = fs::read_dir(RUN_ROOT) else { return };
-    for lab in labs.flatten() {
-        let name = lab.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix("test-").and_then(|rest| rest.split('-').next()?.parse().ok());
-        if owner.is_some_and(|pid: i32| is_gone(pid)) {
-            let _ = xtask().args(["lab", "down", "--name", &name]).output();
-        }
     }
 }
 
