@@ -1,15 +1,16 @@
 //! Station 1: `connect(2)` of a pod. Decides what becomes of the connection and rewrites the address to match.
 //!
-//! Minimum kernel: 5.15 (`bpf_get_netns_cookie` from 5.7, `bpf_set_retval` from 5.18, else refusals read EPERM).
+//! Minimum kernel: 5.18 (`bpf_set_retval`).
 //! Helpers used: `bpf_get_netns_cookie`, `bpf_sk_storage_get`, `bpf_get_prandom_u32`, `bpf_set_retval`,
-//! `bpf_get_smp_processor_id`, `bpf_get_current_cgroup_id`, ring buffer.
+//! `bpf_get_smp_processor_id`, `bpf_get_current_ancestor_cgroup_id`, ring buffer.
 //! On any failure: an enrolled pod's connection is refused (its record could not be kept, so the agent could not know
 //! where it wanted to go); a socket that is not ours is left alone.
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_get_smp_processor_id, generated::bpf_set_retval,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_prandom_u32, bpf_get_smp_processor_id,
+        generated::bpf_set_retval,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -29,6 +30,8 @@ use crate::{
     },
 };
 
+/// How deep below the root a pod's control group may be; kubelet's stand at three or four.
+const DEPTH_MAX: i32 = 8;
 /// Let the call go on.
 pub const ALLOW: i32 = 1;
 /// Refuse it: EPERM, unless `bpf_set_retval` says otherwise.
@@ -311,12 +314,27 @@ pub fn refuse(call: &Call, source: u32, destination: u32, reason: u32, policy: u
     REFUSE
 }
 
+/// The held control group that the running task is in, at whatever depth: runtimes put a pod's containers into groups of
+/// their own below the pod's.
+#[inline(always)]
+fn held_ancestor() -> Option<u64> {
+    for level in 1..=DEPTH_MAX {
+        // SAFETY: takes a number; answers 0 below the task's own group.
+        let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup == 0 {
+            return None;
+        }
+        if HELD.get_ptr(cgroup).is_some() {
+            return Some(cgroup);
+        }
+    }
+    None
+}
+
 /// A socket of a network namespace that the agent has not announced.
 #[inline(always)]
 fn unknown_source<const V6: bool>(ctx: &SockAddrContext, call: &Call) -> i32 {
-    // SAFETY: no arguments.
-    let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    if HELD.get_ptr(cgroup).is_some() {
+    if let Some(cgroup) = held_ancestor() {
         count(counter::CONNECT_DENY);
         count(counter::REASON_BASE + reason::UNKNOWN_NETNS);
         emit(event::UNKNOWN_NETNS, |e| {
