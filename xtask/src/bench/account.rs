@@ -100,14 +100,14 @@ pub fn gauge(page: &str, family: &str) -> Option<f64> {
     page.lines().find_map(|line| line.strip_prefix(family)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// Sums the series of a family that have a label (as `name="value"`) by the value of another.
-pub fn sums_by_label(page: &str, family: &str, having: &str, label: &str) -> BTreeMap<String, f64> {
+/// Sums the series of a family that have all these labels (as `name="value"`) by the value of another.
+pub fn sums_by_label(page: &str, family: &str, having: &[&str], label: &str) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
     let wanted = format!("{label}=\"");
     for line in page.lines() {
         let Some(rest) = line.strip_prefix(family).and_then(|rest| rest.strip_prefix('{')) else { continue };
         let Some((labels, number)) = rest.rsplit_once("} ") else { continue };
-        if !labels.split(',').any(|one| one == having) {
+        if !having.iter().all(|wanted| labels.split(',').any(|one| one == *wanted)) {
             continue;
         }
         let Some(value) = labels.split_once(&wanted).and_then(|(_, after)| after.split('"').next()) else {
@@ -133,7 +133,7 @@ mod tests {
     fn a_family_is_summed_by_a_label_and_its_namesakes_are_not() {
         let page = "# TYPE opened counter\nopened_total{a=\"x\",path=\"splice\"} 2\nopened_total{a=\"x\",b=\"c\",path=\"splice\"} 3\n\
                     opened_total{a=\"x\",path=\"tunnel\"} 1\nopened_total{a=\"y\",path=\"splice\"} 7\nopened_total_more{path=\"splice\"} 9\n";
-        let sums = sums_by_label(page, "opened_total", "a=\"x\"", "path");
+        let sums = sums_by_label(page, "opened_total", &["a=\"x\""], "path");
         assert_eq!(sums, BTreeMap::from([("splice".to_owned(), 5.0), ("tunnel".to_owned(), 1.0)]));
     }
 

@@ -211,7 +211,12 @@ fn opened_by_path(way: &Path<'_>) -> Result<BTreeMap<String, f64>> {
     for agent in way.stage.lab.nodes.iter().filter_map(|node| node.agent.as_ref()) {
         let page = account::metrics(&agent.admin)?;
         let by = format!("source_workload=\"{}\"", way.client);
-        for (path, count) in account::sums_by_label(&page, "weft_connections_opened_total", &by, "path") {
+        for (path, count) in account::sums_by_label(
+            &page,
+            "weft_connections_opened_total",
+            &["reporter=\"source\"", &by],
+            "path",
+        ) {
             *sums.entry(path).or_insert(0.0) += count;
         }
     }
