@@ -173,9 +173,9 @@ fn told_path(stage: &Stage, report: &mut Report, variant: &Variant, client: &str
     Ok(())
 }
 
-/// The median, in microseconds.
+/// The median, in microseconds with two decimals.
 fn median_us(mut times_ns: Vec<u64>) -> f64 {
     times_ns.sort_unstable();
     let middle = times_ns.get(times_ns.len() / 2).copied().unwrap_or(0);
-    std::time::Duration::from_nanos(middle).as_secs_f64() * 1e6
+    (std::time::Duration::from_nanos(middle).as_secs_f64() * 1e8).round() / 100.0
 }

@@ -35,7 +35,7 @@ fn explained(stage: &Stage, report: &mut Report) -> Result<()> {
     let words =
         ["--agent", &agent, "policy", "explain", "--from", "shop/web", "--to", "shop/payments-1:8080"];
     let explained = stage.run(&sister("meshctl")?, &words)?;
-    report.ran(&format!("meshctl {}", words.join(" ")), &explained);
+    report.ran(&format!("target/release/meshctl {}", words.join(" ")), &explained);
     let names_it = explained.exit_code == 1 && explained.output.contains(POLICY);
     report.fact(names_it, format!("meshctl says so beforehand, and names the policy: {POLICY}"));
     report.value("policy", json!(POLICY));
