@@ -260,13 +260,13 @@ fn a_blocking_reader_is_never_told_to_try_again() {
     let lab = spliced_lab();
     let server = Server::start(&lab, SERVER, &["7000-7009"]);
     let orders = [
-        "mode=half-client up=64K down=64K block=true",
-        "mode=slow up=64K hold_ms=300 block=true",
-        "mode=ping-pong count=2000 chunk=16K block=true",
-        "mode=duplex up=16M down=16M pause_us=300 block=true",
-        "mode=duplex up=4M down=4M read=wait-all block=true",
-        "mode=reset-server up=64K block=true",
-        "mode=reset-client up=64K block=true",
+        "mode=half-client up=64K down=64K block=true patience_s=4",
+        "mode=slow up=64K hold_ms=300 block=true patience_s=4",
+        "mode=ping-pong count=2000 chunk=16K block=true patience_s=4",
+        "mode=duplex up=16M down=16M pause_us=300 block=true patience_s=4",
+        "mode=duplex up=4M down=4M read=wait-all block=true patience_s=4",
+        "mode=reset-server up=64K block=true patience_s=4",
+        "mode=reset-client up=64K block=true patience_s=4",
     ];
     let mut faults = Vec::new();
     for (port, order) in (7000..).zip(orders) {
