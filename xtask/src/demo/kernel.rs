@@ -1,7 +1,7 @@
 //! Act 5: the kernel's side, by the kernel's own tool: the programs by name, the table of joined sockets with field names.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub fn show(stage: &Stage, report: &mut Report) -> Result<()> {
 }
 
 /// The programs of node-1's agent: those that use one of its pinned maps.
-fn programs(stage: &Stage, report: &mut Report, bpftool: &PathBuf) -> Result<()> {
+fn programs(stage: &Stage, report: &mut Report, bpftool: &Path) -> Result<()> {
     let pin_dir = &stage.agent("node-1")?.pin_dir;
     let mut map_ids = BTreeSet::new();
     for entry in std::fs::read_dir(pin_dir).with_context(|| format!("cannot list {}", pin_dir.display()))? {
@@ -81,7 +81,7 @@ fn programs(stage: &Stage, report: &mut Report, bpftool: &PathBuf) -> Result<()>
 }
 
 /// The table of pairs, while one is open.
-fn pairs(stage: &Stage, report: &mut Report, bpftool: &PathBuf, client: &str) -> Result<()> {
+fn pairs(stage: &Stage, report: &mut Report, bpftool: &Path, client: &str) -> Result<()> {
     let pinned = stage.agent("node-1")?.pin_dir.join("PAIRS");
     let pinned = pinned.to_string_lossy();
     let dumped = stage.run(bpftool, &["map", "dump", "pinned", &pinned])?;

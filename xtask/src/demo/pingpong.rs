@@ -114,7 +114,7 @@ pub fn ping(options: &PingOptions) -> Result<ExitCode> {
 pub fn last_cpu() -> Result<usize> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot ask for the CPUs")?;
     let may_use = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
-    (0..CpuSet::count()).filter(may_use).next_back().context("there is no CPU")
+    (0..CpuSet::count()).rfind(may_use).context("there is no CPU")
 }
 
 /// Keeps this process, and the threads that it starts from now on, on one CPU.
