@@ -71,7 +71,9 @@ fn redirect(msg: *mut sk_msg_md) -> bool {
     entry.sends[side] += 1;
     let own = entry.sockets[side];
     if entry.state == pair::DEMOTED {
-        ask_for_eviction(entry, side, own);
+        // The reader too: a side that never sends would otherwise stay in the sockmap for good.
+        ask_for_eviction(entry, side);
+        ask_for_eviction(entry, side ^ 1);
         return false;
     }
     let peer = entry.sockets[side ^ 1];
@@ -128,8 +130,9 @@ fn demote(entry: &mut Pair, id: u64) {
 /// A socket in a sockmap sends at half of TCP's bulk rate even when nothing is redirected. Once nothing of its own can
 /// be queued by redirection any more, the agent may take it out.
 #[inline(always)]
-fn ask_for_eviction(entry: &mut Pair, side: usize, own: u64) {
+fn ask_for_eviction(entry: &mut Pair, side: usize) {
     let bit = 1u32 << side;
+    let own = entry.sockets[side & 1];
     if entry.evictions & bit != 0 {
         return;
     }
@@ -139,6 +142,6 @@ fn ask_for_eviction(entry: &mut Pair, side: usize, own: u64) {
         return;
     }
     entry.evictions |= bit;
-    let cookie = entry.cookies[side];
+    let cookie = entry.cookies[side & 1];
     emit(event::EVICT, |e| e.cookie = cookie);
 }

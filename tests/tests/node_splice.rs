@@ -33,6 +33,20 @@ fn world() -> World {
         .pod(RELAY, NODE)
 }
 
+/// The same pods, which say nothing about the fast path.
+fn unvouched_lab() -> Lab {
+    Lab::up(&World::new().meshed("shop").pod(CLIENT, NODE).pod(SERVER, NODE))
+}
+
+/// Pods that have not vouched were spliced only if the kernel passes the probe.
+#[track_caller]
+fn assert_spliced_only_where(lab: &Lab, probe: &str) {
+    let passed = lab.metrics(NODE).sum("weft_probe_result", &[("probe", probe)]) > 0.0;
+    let (spliced, direct) = (count(lab, "connect_splice"), count(lab, "connect_direct"));
+    assert!(spliced + direct > 0.0, "the connections stayed on the node");
+    assert!(passed || spliced == 0.0, "probe {probe} failed and {spliced} connections were spliced");
+}
+
 /// The same pods without a mesh.
 fn plain_lab() -> Lab {
     Lab::up_with(&world(), &Options::default().arg("--no-mesh"))
@@ -238,26 +252,28 @@ fn abrupt_endings_look_as_they_do_without_a_mesh() {
     lab.down();
 }
 
-/// FIONREAD counts bytes that wait, whichever way they came: by redirection, and by TCP after the pair was demoted.
+/// FIONREAD counts bytes that wait, whichever way they came. Where the kernel's probe says that it does not behind a
+/// demotion, pods that have not vouched for their programs are not spliced.
 #[test]
-fn fionread_tells_what_waits_also_after_a_demotion() {
-    let lab = spliced_lab();
+fn fionread_tells_what_waits_to_pods_that_do_not_vouch() {
+    let lab = unvouched_lab();
     let server = Server::start(&lab, SERVER, &["7000"]);
     let mut faults = Vec::new();
     for target in families(&lab, SERVER, 7000) {
         let exchange = call(&lab, CLIENT, target, &server, "mode=slow up=4M hold_ms=600 read=pending");
         faults.extend(exchange.server.error.map(|error| format!("{}: {error}", exchange.order)));
     }
-    assert!(count(&lab, "splice_demoted") >= 3.0, "a sleeping reader demotes");
+    assert_spliced_only_where(&lab, "fionread_demoted");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     lab.down();
 }
 
 /// A blocking read waits until there is something to read: EAGAIN, which means a time-out that the program set, must not
 /// come for nothing, whatever else happens to the socket meanwhile (the FIN is acknowledged, there is room to send again).
+/// Where the kernel's probe says that it does, pods that have not vouched for their programs are not spliced.
 #[test]
-fn a_blocking_reader_is_never_told_to_try_again() {
-    let lab = spliced_lab();
+fn a_blocking_reader_that_does_not_vouch_is_never_told_to_try_again() {
+    let lab = unvouched_lab();
     let server = Server::start(&lab, SERVER, &["7000-7009"]);
     let orders = [
         "mode=half-client up=64K down=64K block=true patience_s=4",
@@ -281,6 +297,7 @@ fn a_blocking_reader_is_never_told_to_try_again() {
             }
         }
     }
+    assert_spliced_only_where(&lab, "blocking_read");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     lab.down();
 }

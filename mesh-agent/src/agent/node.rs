@@ -124,10 +124,12 @@ fn probe(kernel: &mut Kernel, telemetry: &Telemetry) -> FastPath {
     for result in results {
         telemetry.probe_result(result.name, result.failure.is_none());
         let Some(failure) = result.failure else { continue };
-        if result.name == probes::SPLICE {
+        if let Some((_, way)) = probes::VOUCHABLE.iter().find(|(name, _)| *name == result.name) {
             tracing::warn!(
+                probe = result.name,
+                way,
                 failure,
-                "splice(2) is not safe here: only pods labelled weft.dev/splice=enabled are spliced"
+                "only pods labelled weft.dev/splice=enabled are spliced"
             );
             if fast_path == FastPath::On {
                 fast_path = FastPath::OptIn;

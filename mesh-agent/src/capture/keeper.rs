@@ -49,8 +49,8 @@ pub struct Settings {
 pub enum FastPath {
     /// None: a probe failed, or it is switched off.
     Off,
-    /// Those that ask for it (label `weft.dev/splice: enabled`): this kernel's `splice(2)` does not see redirected bytes and
-    /// cannot be refused either, so their owners vouch that they do not call it on sockets.
+    /// Those that ask for it (label `weft.dev/splice: enabled`): on this kernel some ways of using a socket go wrong when it is
+    /// spliced (`kernel::probes::VOUCHABLE`), and their owners vouch that they do not use those.
     OptIn,
     /// All that do not opt out.
     On,

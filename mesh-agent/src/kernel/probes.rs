@@ -13,8 +13,16 @@ use mesh_common::Event;
 
 use super::{Error, Kernel};
 
-/// Name of the probe whose failure concerns only programs that call `splice(2)` on their sockets.
-pub const SPLICE: &str = "splice";
+/// The probe that the agent can mend where the kernel lets a BPF LSM program load.
+const SPLICE: &str = "splice";
+
+/// Probes whose failure concerns only programs that use their sockets in a certain way, and what that way is. A pod whose owner
+/// vouches that it does not (label `weft.dev/splice: enabled`) may be spliced all the same.
+pub const VOUCHABLE: [(&str, &str); 3] = [
+    (SPLICE, "splice(2) from a socket waits for ever"),
+    ("blocking_read", "a blocking read can answer EAGAIN when the connection's state changes under it"),
+    ("fionread_demoted", "FIONREAD does not count bytes behind a demotion"),
+];
 
 /// Whether the event tells of a probe's connection. Such events stay in the ring until somebody reads it, among those
 /// of real connections; nobody shall count them.

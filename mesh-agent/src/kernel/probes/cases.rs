@@ -50,6 +50,8 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         case("half_close", half_close),
         case("close_unread", close_unread),
         case("fionread", fionread),
+        case("fionread_demoted", fionread_demoted),
+        case("blocking_read", blocking_read),
         case("edge_triggered", edge_triggered),
         case(SPLICE, splice),
         case("zerocopy", zerocopy),
@@ -180,6 +182,42 @@ fn fionread(arena: &Arena) -> Outcome {
         1000 => Ok(()),
         other => Err(format!("FIONREAD says {other} where 1000 bytes wait")),
     }
+}
+
+/// `FIONREAD` also counts what came over TCP after a demotion.
+fn fionread_demoted(arena: &Arena) -> Outcome {
+    let mut pair = arena.pair()?;
+    let sent = fill(&mut pair, UNREAD_BYTES_MAX)?;
+    let mut read = 0;
+    while read < sent {
+        let waiting = sys::readable_len(pair.server.as_fd()).map_err(say("FIONREAD"))?;
+        if waiting == 0 {
+            // The rest is in the sender's queue, or it is here and was not counted.
+            pair.server.set_nonblocking(true).map_err(say("O_NONBLOCK"))?;
+            return match pair.server.read(&mut [0; 1]) {
+                Ok(1..) => Err("FIONREAD says 0 where bytes wait".to_owned()),
+                _ => Ok(()),
+            };
+        }
+        pair.server.read_exact(&mut vec![0; waiting]).map_err(say("read"))?;
+        read += waiting;
+    }
+    Ok(())
+}
+
+/// A blocking read waits for bytes, whatever else happens to the connection: here the acknowledgement of a half-close.
+fn blocking_read(arena: &Arena) -> Outcome {
+    let Joined { mut client, mut server, .. } = arena.pair()?;
+    client.write_all(b"question").map_err(say("write"))?;
+    client.shutdown(Shutdown::Write).map_err(say("shutdown"))?;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(PATIENCE / 10);
+            // A failure shows at the reader.
+            let _ = server.write_all(b"answer");
+        });
+        expect_bytes(&mut client, b"answer")
+    })
 }
 
 /// Every message wakes an edge-triggered reader.
