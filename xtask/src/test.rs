@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::{build, ebpf, setup, shell};
+use crate::{ebpf, setup, shell};
 
 /// What to run.
 #[derive(Args)]
@@ -21,8 +21,8 @@ pub fn run(options: &Options) -> Result<()> {
     shell::require_root(WHY_ROOT)?;
     setup::run()?;
     ebpf::run()?;
-    build::agent()?;
-    shell::say("running all tests");
+    // Builds the agent too: apart from the tests it would be compiled twice, since their dependencies ask for other features.
+    shell::say("building and running all tests");
     let mut tests = shell::cargo();
     tests.args(["nextest", "run", "--workspace", "--release"]).args(&options.nextest);
     shell::run(&mut tests)

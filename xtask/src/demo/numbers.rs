@@ -113,15 +113,14 @@ fn probes(report: &mut Report, admin: &str, samples: &[Sample]) {
         &table,
         None,
     );
-    // `splice` asks for a program type that not every kernel loads; without it only labelled pods are joined.
-    let optional = ["splice", "zerocopy"];
-    let holds = !found.is_empty() && found.iter().all(|(name, passed)| *passed || optional.contains(name));
-    let text = match found.get("splice") {
-        Some(false) => {
-            "every probe that joining needs has passed; `splice` has not, so only pods are joined that are labelled to \
-             make no use of splice(2) (docs/resources.md)"
-        }
-        _ => "the boot-time probes of the kernel have passed",
+    // Where one of these fails, only pods whose owners vouch for their programs are joined (docs/decisions/0008).
+    let vouched = ["splice", "blocking_read", "fionread_demoted"];
+    let holds = !found.is_empty() && found.iter().all(|(name, passed)| *passed || vouched.contains(name));
+    let text = if found.values().all(|passed| *passed) {
+        "the boot-time probes of the kernel have passed"
+    } else {
+        "every probe that joining needs has passed; others have not, so only pods are joined that are labelled to use their \
+         sockets in none of those ways (docs/resources.md)"
     };
     report.fact(holds, text);
     report.value("probes", json!(found));
