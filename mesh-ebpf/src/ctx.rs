@@ -87,6 +87,14 @@ pub fn has_zerocopy(socket: u64) -> bool {
     offset != 0 && read_u32(socket, offset) & constant(&ZEROCOPY_FLAG) as u32 != 0
 }
 
+/// Whether the peer's FIN has arrived (`SOCK_DONE`, which `tcp_fin` sets; second of `enum sock_flags` ever since there is one).
+#[inline(always)]
+pub fn has_received_fin(socket: u64) -> bool {
+    const SOCK_DONE: u32 = 1 << 1;
+    let offset = constant(&OFFSET_SK_FLAGS);
+    offset != 0 && read_u32(socket, offset) & SOCK_DONE != 0
+}
+
 /// Whether the running task is inside splice(2), from its saved registers.
 #[inline(always)]
 pub fn is_splice_call(registers: u64) -> bool {

@@ -255,6 +255,7 @@ fn closed(ops: *mut bpf_sock_ops, from: u32) {
     // SYN and FIN take a sequence number each, and the kernel counts them among the acknowledged bytes.
     let fin = u64::from(matches!(from, TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING));
     let acked = acked.saturating_sub(1 + fin);
+    let received = received.saturating_sub(u64::from(ctx::has_received_fin(entry.sockets[0])));
     emit(if never_established { event::FAILED } else { event::CLOSED }, |e| {
         describe(e, entry, state.pair);
         e.bytes_sent = entry.bytes[0] + acked;

@@ -42,7 +42,11 @@ fn unvouched_lab() -> Lab {
 #[track_caller]
 fn assert_spliced_only_where(lab: &Lab, probe: &str) {
     let passed = lab.metrics(NODE).sum("weft_probe_result", &[("probe", probe)]) > 0.0;
-    let (spliced, direct) = (count(lab, "connect_splice"), count(lab, "connect_direct"));
+    let opened = |path| lab.metrics(NODE).sum("weft_connections_opened_total", &[("path", path)]);
+    within(Duration::from_secs(5), "the connections are counted", || {
+        (opened("splice") + opened("direct") > 0.0).then_some(())
+    });
+    let (spliced, direct) = (opened("splice"), opened("direct"));
     assert!(spliced + direct > 0.0, "the connections stayed on the node");
     assert!(passed || spliced == 0.0, "probe {probe} failed and {spliced} connections were spliced");
 }

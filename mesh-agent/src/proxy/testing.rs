@@ -375,7 +375,9 @@ impl World {
         for _ in 0..400 {
             self.handles.telemetry.flush_access_log();
             let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let records: Vec<_> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            // The writer may be in the middle of a line.
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let records: Vec<_> = whole.map(|line| serde_json::from_str(line).unwrap()).collect();
             if records.len() >= count {
                 return records;
             }
