@@ -101,8 +101,9 @@ fn redirect(msg: *mut sk_msg_md) -> bool {
         )
     };
     if result != SK_PASS as i64 {
-        // The peer has left the map (it is closing): TCP tells the sender what became of it.
-        demote(entry, state.pair);
+        // The peer is closing (half-closed sockets are not redirected to) or gone: TCP carries the message, or tells the sender
+        // what became of the peer. No demotion: nobody fell behind, and habit must not take it for bulk.
+        entry.tcp_streaks[side] = entry.tcp_streaks[side].saturating_add(1);
         return false;
     }
     entry.tcp_streaks[side] = 0;
