@@ -3,7 +3,8 @@
 //! Layer 0: no I/O, no clock, no async, and no knowledge of where the values came from. Every other room speaks in
 //! these types, so a word means the same thing in the kernel glue, the proxy, the metrics and the docs.
 //!
-//! Reading order: [`address`], [`identity`], [`workload`], [`service`], [`authorization`], [`mesh`], [`ending`].
+//! Reading order: [`address`], [`identity`], [`workload`], [`service`], [`authorization`], [`route`], [`mesh`],
+//! [`ending`].
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -11,6 +12,7 @@ pub mod authorization;
 pub mod ending;
 pub mod identity;
 pub mod mesh;
+pub mod route;
 pub mod service;
 pub mod workload;
 
@@ -19,5 +21,9 @@ pub use authorization::{Action, AuthorizationPolicy, PolicyName, Requirement, Ru
 pub use ending::{Ending, Path, Side};
 pub use identity::{SpiffeId, TrustDomain};
 pub use mesh::{DefaultInbound, MeshConfig};
+pub use route::{
+    BackendTarget, Cors, Filter, HeaderEdit, HeaderMatch, Mirror, PathEdit, PathMatch, QueryMatch, Redirect,
+    RequestMatch, Rewrite, Route, RouteBackend, RouteKind, RouteName, RouteRule, RouteTimeouts, StringMatch,
+};
 pub use service::{Endpoint, EndpointState, Service, ServiceName, ServicePort, TrafficDistribution};
 pub use workload::{FailureMode, Workload, WorkloadName, WorkloadPort, WorkloadUid};
