@@ -25,5 +25,7 @@ pub use route::{
     BackendTarget, Cors, Filter, HeaderEdit, HeaderMatch, Mirror, PathEdit, PathMatch, QueryMatch, Redirect,
     RequestMatch, Rewrite, Route, RouteBackend, RouteKind, RouteName, RouteRule, RouteTimeouts, StringMatch,
 };
-pub use service::{Endpoint, EndpointState, Service, ServiceName, ServicePort, TrafficDistribution};
+pub use service::{
+    AppProtocol, Endpoint, EndpointState, Service, ServiceName, ServicePort, TrafficDistribution,
+};
 pub use workload::{FailureMode, Workload, WorkloadName, WorkloadPort, WorkloadUid};

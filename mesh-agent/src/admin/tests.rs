@@ -210,6 +210,7 @@ fn workload(name: &str, ip: &str, port: u16) -> Workload {
         ports: vec![WorkloadPort { name: None, port }],
         enrolled: true,
         splice: None,
+        forward_client_cert: false,
         skip_outbound_ports: [].into(),
         skip_inbound_ports: [].into(),
         failure_mode: FailureMode::default(),

@@ -40,6 +40,7 @@ pub(super) fn workload(namespace: &str, name: &str, account: &str, node: &str) -
         ports: Vec::new(),
         enrolled: true,
         splice: None,
+        forward_client_cert: false,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
         failure_mode: FailureMode::default(),

@@ -192,7 +192,7 @@ fn mesh_label(metadata: &ObjectMeta) -> Result<Option<bool>, Fault> {
     switch(metadata.labels.as_ref(), "labels", MESH_LABEL)
 }
 
-/// Reads a label that is `enabled` or `disabled`.
+/// Reads a label or annotation that is `enabled` or `disabled`.
 fn switch(map: Option<&BTreeMap<String, String>>, map_name: &str, name: &str) -> Result<Option<bool>, Fault> {
     match map.and_then(|map| map.get(name)).map(String::as_str) {
         None => Ok(None),
@@ -203,6 +203,15 @@ fn switch(map: Option<&BTreeMap<String, String>>, map_name: &str, name: &str) ->
             format!("{other:?} is not a setting: write enabled or disabled"),
         )),
     }
+}
+
+/// Label or annotation: `enabled` tells the pod in a request header who its clients are.
+pub const FORWARD_CLIENT_CERT: &str = "weft.dev/forward-client-cert";
+
+/// Reads [`FORWARD_CLIENT_CERT`]; an annotation comes before a label.
+fn forward_client_cert(metadata: &ObjectMeta) -> Result<Option<bool>, Fault> {
+    let annotation = switch(metadata.annotations.as_ref(), "annotations", FORWARD_CLIENT_CERT)?;
+    Ok(annotation.or(switch(metadata.labels.as_ref(), "labels", FORWARD_CLIENT_CERT)?))
 }
 
 /// Reads a port number.

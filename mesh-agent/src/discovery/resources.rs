@@ -211,14 +211,12 @@ pub struct MeshConfigSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub egress_default: Option<Present>,
-    /// Not supported yet.
+    /// Telling HTTP from other protocols by a connection's first bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub protocol_detection: Option<Present>,
-    /// Not supported yet.
+    pub protocol_detection: Option<ProtocolDetectionSpec>,
+    /// What the mesh tells about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub telemetry: Option<Present>,
+    pub telemetry: Option<TelemetrySpec>,
     /// Not supported yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
@@ -253,6 +251,51 @@ pub enum DefaultInboundSpec {
     Deny,
     /// Everybody, and clients without an identity are recorded.
     Audit,
+}
+
+/// `spec.protocolDetection`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProtocolDetectionSpec {
+    /// Longest wait for a client's first bytes, as a duration (GEP-2257) from `0s` to `10s`; `1s` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+}
+
+/// `spec.telemetry`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TelemetrySpec {
+    /// Traces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<TracingSpec>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub metrics: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub access_log: Option<Present>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub path_templates: Option<Present>,
+}
+
+/// `spec.telemetry.tracing`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TracingSpec {
+    /// Of requests without a trace context, the percentage for which a trace is begun, with up to two decimals; `0`
+    /// unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub sampling: Option<f64>,
+    /// Not supported yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub otlp: Option<Present>,
 }
 
 /// `spec.fastPath`.

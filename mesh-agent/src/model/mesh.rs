@@ -32,6 +32,12 @@ pub struct MeshConfig {
     /// The fast path between pods of one node: `Some(false)` turns every same-node pair to plain direct TCP, `Some(true)`
     /// vouches for pods that say nothing, `None` leaves those to what the kernel's probes allow.
     pub splice: Option<bool>,
+    /// How long a connection to a port that may or may not carry HTTP waits for the client's first bytes, from 0 s (do
+    /// not wait: it is not HTTP) to 10 s. Ports without routes and without `http` rules never wait.
+    pub protocol_detection_timeout: Duration,
+    /// Of requests that come without a trace context, the share for which a trace is begun, in hundredths of a percent:
+    /// 0 to 10,000.
+    pub trace_sampling_permyriad: u16,
 }
 
 impl Default for MeshConfig {
@@ -42,6 +48,8 @@ impl Default for MeshConfig {
             default_inbound: DefaultInbound::default(),
             certificate_ttl: Duration::from_secs(24 * 3600),
             splice: None,
+            protocol_detection_timeout: Duration::from_secs(1),
+            trace_sampling_permyriad: 0,
         }
     }
 }

@@ -90,6 +90,8 @@ pub struct Workload {
     pub enrolled: bool,
     /// May be spliced (label `weft.dev/splice` on pod or namespace); `None`: says nothing.
     pub splice: Option<bool>,
+    /// Is told in a request header who the client is (`weft.dev/forward-client-cert`, on pod or namespace).
+    pub forward_client_cert: bool,
     /// Destination ports left alone on the way out (`weft.dev/skip-outbound-ports`).
     pub skip_outbound_ports: BTreeSet<u16>,
     /// Local ports left alone on the way in (`weft.dev/skip-inbound-ports`).

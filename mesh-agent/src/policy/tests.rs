@@ -25,6 +25,7 @@ fn pod(namespace: &str, labels: &[(&str, &str)]) -> Workload {
         ports: Vec::new(),
         enrolled: true,
         splice: None,
+        forward_client_cert: false,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
         failure_mode: Default::default(),

@@ -280,6 +280,7 @@ impl World {
             ports: Vec::new(),
             enrolled,
             splice: None,
+            forward_client_cert: false,
             skip_outbound_ports: BTreeSet::new(),
             skip_inbound_ports: BTreeSet::new(),
             failure_mode: FailureMode::Closed,

@@ -19,6 +19,7 @@ fn pod(name: &str, node: &str, addresses: &[&str]) -> Workload {
         ports: Vec::new(),
         enrolled: true,
         splice: None,
+        forward_client_cert: false,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
         failure_mode: Default::default(),

@@ -62,7 +62,7 @@ status:
     let node =
         "apiVersion: v1\nkind: Node\nmetadata: {name: node-1, labels: {topology.kubernetes.io/zone: z1}}\n";
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels: {weft.dev/mesh: enabled}\n  annotations: {weft.dev/agent-down: plain}\n";
-    let config = "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {trustDomain: example.org, certificates: {ttl: 90s}, fastPath: {splice: Disabled}, systemNamespace: mesh}\n";
+    let config = "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: default}\nspec: {trustDomain: example.org, certificates: {ttl: 90s}, protocolDetection: {timeout: 250ms}, telemetry: {tracing: {sampling: 0.07}}, fastPath: {splice: Disabled}, systemNamespace: mesh}\n";
     let compiled = compiled(&[pod, account, node, namespace, config]);
     let found = workload(&compiled, "web-7d9f-abcde");
     assert_eq!(&*found.uid.0, "0b1c");
@@ -84,6 +84,7 @@ status:
     let config = &compiled.snapshot.config;
     assert_eq!((config.certificate_ttl.as_secs(), config.splice), (90, Some(false)));
     assert_eq!(config.system_namespace, "mesh");
+    assert_eq!((config.protocol_detection_timeout.as_millis(), config.trace_sampling_permyriad), (250, 7));
 }
 
 #[test]
@@ -106,6 +107,16 @@ fn enrolment_follows_pod_then_namespace_and_never_the_host_network() {
     assert!(!enrolled(&[ENROLLED, &label("disabled")]));
     assert!(enrolled(&[&label("enabled")]));
     assert!(!enrolled(&[ENROLLED, &web(", labels: {weft.dev/mesh: enabled}", ", hostNetwork: true")]));
+}
+
+#[test]
+fn the_client_is_named_to_pods_that_ask_or_whose_namespace_asks() {
+    let forwards = |documents: &[&str]| workload(&compiled(documents), "web").forward_client_cert;
+    let asking = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {weft.dev/forward-client-cert: enabled}}\n";
+    assert!(!forwards(&[&web("", "")]));
+    assert!(forwards(&[asking, &web("", "")]));
+    assert!(forwards(&[&web(", labels: {weft.dev/forward-client-cert: enabled}", "")]));
+    assert!(!forwards(&[asking, &web(", annotations: {weft.dev/forward-client-cert: disabled}", "")]));
 }
 
 #[test]

@@ -112,6 +112,7 @@ fn workload(
             .collect(),
         enrolled: wanted && has_account,
         splice: pod.splice.or(namespace.splice),
+        forward_client_cert: pod.forward_client_cert.or(namespace.forward_client_cert).unwrap_or(false),
         skip_outbound_ports: pod.skip_outbound_ports.clone(),
         skip_inbound_ports: pod.skip_inbound_ports.clone(),
         failure_mode: namespace.failure_mode,

@@ -17,6 +17,8 @@ pub struct Namespace {
     pub mesh: Option<bool>,
     /// Its word on the kernel's fast path, for pods that say nothing.
     pub splice: Option<bool>,
+    /// Its word on [`super::FORWARD_CLIENT_CERT`], for pods that say nothing.
+    pub forward_client_cert: Option<bool>,
     /// What happens while the agent is away.
     pub failure_mode: FailureMode,
 }
@@ -45,7 +47,12 @@ pub fn accept_namespace(namespace: &k8s::Namespace) -> Result<Namespace, Fault> 
         }
     };
     let splice = super::switch(namespace.metadata.labels.as_ref(), "labels", super::pod::SPLICE_LABEL)?;
-    Ok(Namespace { mesh: super::mesh_label(&namespace.metadata)?, splice, failure_mode })
+    Ok(Namespace {
+        mesh: super::mesh_label(&namespace.metadata)?,
+        splice,
+        forward_client_cert: super::forward_client_cert(&namespace.metadata)?,
+        failure_mode,
+    })
 }
 
 /// Takes what the mesh needs.

@@ -36,6 +36,8 @@ pub struct Pod {
     pub mesh: Option<bool>,
     /// May be spliced.
     pub splice: Option<bool>,
+    /// The pod's own word on [`super::FORWARD_CLIENT_CERT`].
+    pub forward_client_cert: Option<bool>,
     /// See [`SKIP_OUTBOUND`].
     pub skip_outbound_ports: BTreeSet<u16>,
     /// See [`SKIP_INBOUND`].
@@ -88,6 +90,7 @@ pub fn accept(pod: &k8s::Pod) -> Result<Pod, Fault> {
         ports: ports(spec)?,
         mesh: super::mesh_label(metadata)?,
         splice: super::switch(metadata.labels.as_ref(), "labels", SPLICE_LABEL)?,
+        forward_client_cert: super::forward_client_cert(metadata)?,
         skip_outbound_ports: port_list(pod, SKIP_OUTBOUND)?,
         skip_inbound_ports: port_list(pod, SKIP_INBOUND)?,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
