@@ -10,15 +10,16 @@
 //! | 1 | lifecycle | - |
 //! | 2 | registry | model |
 //! | 2 | policy | model |
+//! | 2 | route | model |
 //! | 2 | balance | model |
 //! | 3 | identity | model, telemetry, lifecycle |
-//! | 3 | discovery | model, telemetry, lifecycle, registry, policy |
+//! | 3 | discovery | model, telemetry, lifecycle, registry, policy, route |
 //! | 3 | kernel | model, telemetry, lifecycle |
-//! | 4 | capture | model, telemetry, lifecycle, registry, policy, balance, kernel |
-//! | 5 | proxy | model, telemetry, lifecycle, registry, policy, balance, identity, capture |
-//! | 6 | control | model, telemetry, lifecycle, registry, policy, identity, discovery |
-//! | 6 | admin | model, telemetry, lifecycle, registry, policy, identity, kernel, capture, proxy |
-//! | 7 | config | model, telemetry, lifecycle, registry, policy, balance, identity, discovery, kernel, capture, proxy, control, admin |
+//! | 4 | capture | model, telemetry, lifecycle, registry, policy, route, balance, kernel |
+//! | 5 | proxy | model, telemetry, lifecycle, registry, policy, route, balance, identity, capture |
+//! | 6 | control | model, telemetry, lifecycle, registry, policy, route, identity, discovery |
+//! | 6 | admin | model, telemetry, lifecycle, registry, policy, route, identity, kernel, capture, proxy |
+//! | 7 | config | model, telemetry, lifecycle, registry, policy, route, balance, identity, discovery, kernel, capture, proxy, control, admin |
 //! | 8 | agent | all |
 //! | 8 | cli | all |
 
@@ -37,4 +38,5 @@ pub mod model;
 pub mod policy;
 pub mod proxy;
 pub mod registry;
+pub mod route;
 pub mod telemetry;
