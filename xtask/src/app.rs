@@ -9,6 +9,7 @@ pub mod client;
 pub mod bench;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -16,14 +17,17 @@ use clap::{Args, Subcommand};
 /// The programs.
 #[derive(Subcommand)]
 pub enum Command {
-    /// HTTP/1.1 server that answers with its pod's name and the client address it saw, as JSON.
+    /// HTTP/1.1 server that answers with its pod's name, the client address and the request it saw, as JSON.
+    ///
+    /// A request can ask for more in its query: `status=NNN`, `delay_ms=N`, `close` (the connection ends after the answer),
+    /// `abort` (it ends without one).
     Http(HttpOptions),
     /// TCP server that sends back what it receives.
     Echo(PortOption),
     /// TCP server that reads until the client has finished, then answers with the number of bytes.
     Sink(PortOption),
-    /// GET a URL; exit code 0 on a status of 200 to 299.
-    Get(client::GetOptions),
+    /// Request a URL; exit code 0 on a status of 200 to 299.
+    Get(client::get::GetOptions),
     /// Connect, send a text, print the answer; on failure print the error's name (ECONNREFUSED, ...) and exit with 1.
     Call(client::CallOptions),
     /// Measure against a `bench-server`; one line of JSON.
@@ -40,6 +44,9 @@ pub struct HttpOptions {
     /// Answer with this text instead.
     #[arg(long)]
     body: Option<String>,
+    /// Answer with this many bytes instead.
+    #[arg(long, conflicts_with = "body", value_name = "N")]
+    body_bytes: Option<usize>,
 }
 
 /// Where a server listens.
@@ -53,10 +60,14 @@ pub struct PortOption {
 /// Runs a program.
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Http(options) => server::run(options.listen.port, server::Service::http(options.body)),
+        Command::Http(options) => {
+            let fixed = options.body.map(String::into_bytes).or_else(|| options.body_bytes.map(bench::payload));
+            let answers = server::answer::Answers::of_this_pod(fixed);
+            server::run(options.listen.port, server::Service::Http(Arc::new(answers)))
+        }
         Command::Echo(options) => server::run(options.port, server::Service::Echo),
         Command::Sink(options) => server::run(options.port, server::Service::Sink),
-        Command::Get(options) => client::get(&options),
+        Command::Get(options) => client::get::get(&options),
         Command::Call(options) => Ok(client::call(&options)),
         Command::BenchClient(options) => bench::client::run(&options),
         Command::BenchServer(options) => bench::server::run(&options),

@@ -19,7 +19,7 @@ pub const MARKER: &[u8] = b"weft-bench-plaintext-marker/";
 const ERRORS_TOLD_MAX: usize = 5;
 
 /// A payload of `size` bytes.
-fn payload(size: usize) -> Vec<u8> {
+pub fn payload(size: usize) -> Vec<u8> {
     MARKER.iter().copied().cycle().take(size).collect()
 }
 
