@@ -5,9 +5,10 @@
 //! arguments).
 //!
 //! Reading order: [`labels`] (whose connection it was), [`bounded`] (why cardinality cannot run away), [`connection`]
-//! (the hot path), [`families`] (every metric there is), [`process`] (the process about itself), [`exposition`] (what
-//! `/metrics` says), [`reference`] (docs/metrics.md), [`record`] and [`access_log`] (one JSON line per connection),
-//! [`log`] (the process log).
+//! (the hot path), [`outcome`], [`latency`] and [`request`] (the same for HTTP requests), [`families`] (every metric there
+//! is), [`process`] (the process about itself), [`exposition`] (what `/metrics` says), [`reference`] (docs/metrics.md),
+//! [`record`], [`request_record`], [`printable`] and [`access_log`] (one JSON line per connection and per request),
+//! [`trace`] (which trace a request belongs to), [`log`] (the process log).
 #![forbid(unsafe_code)]
 
 pub mod access_log;
@@ -16,10 +17,16 @@ pub mod connection;
 pub mod exposition;
 mod families;
 pub mod labels;
+mod latency;
 pub mod log;
+pub mod outcome;
+pub mod printable;
 mod process;
 pub mod record;
 pub mod reference;
+pub mod request;
+pub mod request_record;
+pub mod trace;
 
 use std::fmt;
 use std::io;
@@ -32,15 +39,20 @@ use parking_lot::Mutex;
 pub use access_log::{AccessLog, Sink};
 pub use connection::ConnectionMetrics;
 pub use exposition::Format;
-pub use labels::{ConnectionLabels, Reporter};
+pub use labels::{ConnectionLabels, Reporter, RequestLabels};
+pub use outcome::{CutBy, MethodClass, Protocol, RequestOutcome};
+pub use printable::Printable;
 pub use record::{AccessRecord, DestinationRecord, SourceRecord, TlsRecord};
+pub use request::RequestMetrics;
+pub use request_record::{HttpRecord, RequestRecord};
+pub use trace::{Sampling, TraceContext};
 
 use families::Families;
 
 /// Default of [`Settings::label_sets_max`].
 ///
 /// One label set of the connection families costs about 1.5 KiB (a 14-bucket histogram, the counters of the endings
-/// seen), so 10,000 of them hold about 15 MiB and make a scrape of about 30 MB.
+/// seen), so 10,000 of them hold about 15 MiB and make a scrape of about 30 MB. One of the request families costs about 3 KiB.
 pub const LABEL_SETS_MAX: usize = 10_000;
 
 /// What the wiring decides about telemetry.
@@ -50,8 +62,9 @@ pub struct Settings {
     pub label_sets_max: usize,
     /// Where access records go.
     pub access_log: Sink,
-    /// Access records that may wait for the writer before further ones are dropped and counted. Each holds about
-    /// 500 bytes, so the default of 16,384 costs at most 8 MiB while the disk stands still.
+    /// Access records that may wait for the writer before further ones are dropped and counted. A connection's holds about
+    /// 500 bytes and a request's, whose texts are bounded (see [`printable`]), at most about 2 KiB, so the default of
+    /// 16,384 costs 8 to 32 MiB while the disk stands still.
     pub access_queue_len_max: usize,
 }
 
@@ -136,6 +149,28 @@ impl TunnelRole {
     }
 }
 
+/// What became of a copy that `RequestMirror` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirrored {
+    /// The mirror answered, with whatever status.
+    Answered,
+    /// It could not be reached, or broke off.
+    Failed,
+    /// It could not keep up with the request's body, and the copy was given up.
+    Dropped,
+}
+
+impl Mirrored {
+    /// Stable metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// The handle through which every room reports. Cheap to clone; all clones speak of the same numbers.
 #[derive(Clone)]
 pub struct Telemetry(Arc<Inner>);
@@ -195,6 +230,35 @@ impl Telemetry {
     /// Waits until every record handed over so far is written. Blocks: for the end of the process and for tests.
     pub fn flush_access_log(&self) {
         self.0.access_log.flush();
+    }
+
+    // Requests.
+
+    /// The resolved counters of one label set of requests. Costs a lock that readers share and a hash of the labels:
+    /// callers keep the `Arc` for as long as they have requests with these labels.
+    pub fn request_metrics(&self, labels: &RequestLabels) -> Arc<RequestMetrics> {
+        self.0.families.requests.resolve(labels)
+    }
+
+    /// Hands a request's record to the writer. Never blocks: when the queue is full the record is dropped and counted.
+    /// [`Telemetry::records_connections`] says whether to make one.
+    pub fn record_request(&self, record: RequestRecord) {
+        self.0.access_log.record_request(record);
+    }
+
+    /// A request was refused before it was routed; `reason` is a stable label such as `head_too_large`.
+    pub fn http_refused(&self, reason: &'static str) {
+        self.0.families.http_refused(reason).inc();
+    }
+
+    /// A request goes to another endpoint; `reason` is a stable label of what the one before did.
+    pub fn http_retried(&self, reason: &'static str) {
+        self.0.families.http_retries(reason).inc();
+    }
+
+    /// A copy for a mirror came to this.
+    pub fn http_mirrored(&self, result: Mirrored) {
+        self.0.families.http_mirrored(result.label()).inc();
     }
 
     // Identity.

@@ -13,7 +13,7 @@ use std::thread;
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::{AccessRecord, Error};
+use super::{AccessRecord, Error, RequestRecord};
 
 /// Most records written with one system call: about 400 KiB of text, and the longest that a rotation goes unnoticed.
 const BATCH_LEN_MAX: usize = 512;
@@ -38,7 +38,8 @@ pub struct AccessLog {
 
 #[derive(Debug)]
 enum Message {
-    Record(Box<AccessRecord>),
+    Connection(Box<AccessRecord>),
+    Request(Box<RequestRecord>),
     Reopen,
     Flush(SyncSender<()>),
 }
@@ -72,10 +73,19 @@ impl AccessLog {
         self.queue.is_some()
     }
 
-    /// Queues a record, or drops and counts it. Never blocks.
+    /// Queues a connection's record, or drops and counts it. Never blocks.
     pub fn record(&self, record: AccessRecord) {
+        self.queue_or_drop(|| Message::Connection(Box::new(record)));
+    }
+
+    /// Queues a request's record, or drops and counts it. Never blocks.
+    pub fn record_request(&self, record: RequestRecord) {
+        self.queue_or_drop(|| Message::Request(Box::new(record)));
+    }
+
+    fn queue_or_drop(&self, message: impl FnOnce() -> Message) {
         let Some(queue) = &self.queue else { return };
-        if queue.try_send(Message::Record(Box::new(record))).is_err() {
+        if queue.try_send(message()).is_err() {
             self.dropped.inc();
         }
     }
@@ -124,7 +134,11 @@ impl Writer {
             let mut flushed = Vec::new();
             while let Some(message) = next {
                 match message {
-                    Message::Record(record) => {
+                    Message::Connection(record) => {
+                        record.write_line(&mut self.batch);
+                        records += 1;
+                    }
+                    Message::Request(record) => {
                         record.write_line(&mut self.batch);
                         records += 1;
                     }

@@ -1,7 +1,7 @@
 //! Every metric there is: name, help, labels. What is not registered here does not exist.
 //!
 //! Registration goes through [`Catalogue`], which also remembers what docs/metrics.md prints, so page and code cannot
-//! part. Connection families are bounded (see [`super::bounded`]); the others have labels from closed sets of this
+//! part. Connection and request families are bounded (see [`super::bounded`]); the others have labels from closed sets of this
 //! program's own constants, or one series per identity of this node.
 
 use std::fmt::Debug;
@@ -15,8 +15,9 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::connection::Connections;
-use super::labels::CONNECTION_LABEL_NAMES;
+use super::labels::{CONNECTION_LABEL_NAMES, REQUEST_LABEL_NAMES};
 use super::process::{self, Process};
+use super::request::Requests;
 
 /// Prefix of every metric.
 pub(super) const PREFIX: &str = "weft";
@@ -91,6 +92,11 @@ struct ResultLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProbeLabels {
     probe: &'static str,
 }
@@ -123,6 +129,7 @@ pub(super) struct Families {
     pub(super) registry: Registry,
     pub(super) descriptions: Vec<Description>,
     pub(super) connections: Connections,
+    pub(super) requests: Requests,
     pub(super) access_records_dropped: Counter,
     pub(super) tunnels_open: Gauge,
     pub(super) splice_enabled: Gauge,
@@ -135,6 +142,9 @@ pub(super) struct Families {
     kernel_events: Family<KindLabels, Counter>,
     kernel_verdicts: Family<VerdictLabels, Counter>,
     tunnel_handshakes: Family<HandshakeLabels, Counter>,
+    http_refused: Family<ReasonLabels, Counter>,
+    http_retries: Family<ReasonLabels, Counter>,
+    http_mirrored: Family<ResultLabels, Counter>,
 }
 
 impl Families {
@@ -142,7 +152,36 @@ impl Families {
     pub(super) fn new(label_sets_max: usize) -> Self {
         let mut catalogue = Catalogue { registry: Registry::with_prefix(PREFIX), descriptions: Vec::new() };
         let all = &mut catalogue;
-        let connections = register_connections(all, label_sets_max);
+        let folds = all.add(
+            "metrics_folded",
+            None,
+            &[],
+            "Times that labels were folded into \"other\" because a family was full",
+            Counter::default(),
+        );
+        let connections = register_connections(all, label_sets_max, folds.clone());
+        let requests = register_requests(all, label_sets_max, folds);
+        let http_refused = all.add(
+            "http_refused",
+            None,
+            &["reason"],
+            "Requests refused before they were routed: malformed framing, a head too large and the like",
+            Family::default(),
+        );
+        let http_retries = all.add(
+            "http_upstream_retries",
+            None,
+            &["reason"],
+            "Times that a request was sent to another endpoint, by what the one before did",
+            Family::default(),
+        );
+        let http_mirrored = all.add(
+            "http_mirrored",
+            None,
+            &["result"],
+            "Copies of requests for RequestMirror: answered, failed, or dropped because the mirror could not keep up",
+            Family::default(),
+        );
         let access_records_dropped = all.add(
             "access_records_dropped",
             None,
@@ -233,6 +272,7 @@ impl Families {
             registry: catalogue.registry,
             descriptions: catalogue.descriptions,
             connections,
+            requests,
             access_records_dropped,
             tunnels_open,
             splice_enabled,
@@ -245,6 +285,9 @@ impl Families {
             kernel_events,
             kernel_verdicts,
             tunnel_handshakes,
+            http_refused,
+            http_retries,
+            http_mirrored,
         }
     }
 
@@ -275,20 +318,25 @@ impl Families {
     pub(super) fn tunnel_handshakes(&self, role: &'static str, result: &'static str) -> Counter {
         self.tunnel_handshakes.get_or_create_owned(&HandshakeLabels { role, result })
     }
+
+    pub(super) fn http_refused(&self, reason: &'static str) -> Counter {
+        self.http_refused.get_or_create_owned(&ReasonLabels { reason })
+    }
+
+    pub(super) fn http_retries(&self, reason: &'static str) -> Counter {
+        self.http_retries.get_or_create_owned(&ReasonLabels { reason })
+    }
+
+    pub(super) fn http_mirrored(&self, result: &'static str) -> Counter {
+        self.http_mirrored.get_or_create_owned(&ResultLabels { result })
+    }
 }
 
 const BUILD_HELP: &str = "Always 1; the labels say which build runs";
 
-fn register_connections(all: &mut Catalogue, label_sets_max: usize) -> Connections {
+fn register_connections(all: &mut Catalogue, label_sets_max: usize, folds: Counter) -> Connections {
     let names = CONNECTION_LABEL_NAMES;
     let with = |extra: &'static str| [&names[..], &[extra]].concat();
-    let folds = all.add(
-        "metrics_folded",
-        None,
-        &[],
-        "Times that labels were folded into \"other\" because a family was full",
-        Counter::default(),
-    );
     let closed = all.add(
         "connections_closed",
         None,
@@ -321,4 +369,43 @@ fn register_connections(all: &mut Catalogue, label_sets_max: usize) -> Connectio
         connections.duration.clone(),
     );
     connections
+}
+
+fn register_requests(all: &mut Catalogue, label_sets_max: usize, folds: Counter) -> Requests {
+    let names = REQUEST_LABEL_NAMES;
+    let with = |extra: &[&'static str]| [&names[..], extra].concat();
+    let answered = all.add(
+        "http_requests",
+        None,
+        &with(&["method", "code", "grpc_status"]),
+        "Requests that are over, by how they were answered",
+        Family::default(),
+    );
+    let denied = all.add(
+        "http_requests_denied",
+        None,
+        &with(&["policy"]),
+        "Requests refused by a policy; each is among the requests as well",
+        Family::default(),
+    );
+    let cut_short = all.add(
+        "http_requests_cut_short",
+        None,
+        &with(&["by"]),
+        "Requests broken off before their response was out whole, by whom (client, server, agent); each is among the \
+         requests as well",
+        Family::default(),
+    );
+    let requests = Requests::new(answered, denied, cut_short, label_sets_max, folds);
+    all.add("http_requests_in_flight", None, &names, "Requests not over yet", requests.in_flight.clone());
+    all.add("http_request_bytes", None, &names, "Body bytes of requests", requests.request_bytes.clone());
+    all.add("http_response_bytes", None, &names, "Body bytes of responses", requests.response_bytes.clone());
+    all.add(
+        "http_request_duration",
+        Some(Unit::Seconds),
+        &names,
+        "From a request's head to its response's last byte, for responses that went out whole",
+        requests.duration.clone(),
+    );
+    requests
 }

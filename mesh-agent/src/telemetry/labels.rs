@@ -1,4 +1,4 @@
-//! Whose connection it was: the labels that all connection metrics share.
+//! Whose connection or request it was: the labels that all connection metrics share, and those of all request metrics.
 //!
 //! The workload label is the *owner* (the Deployment's name), never the pod, so that the number of series follows what
 //! people deploy and not how often pods restart.
@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
-use crate::model::{Path, ServiceName, Workload};
+use super::outcome::Protocol;
+use crate::model::{Path, RouteName, ServiceName, Workload};
 
 /// Label value of a peer that the mesh does not know.
 static UNKNOWN: LazyLock<Arc<str>> = LazyLock::new(|| "unknown".into());
@@ -86,17 +87,14 @@ impl ConnectionLabels {
         service: Option<&ServiceName>,
     ) -> Self {
         let (source_workload, source_namespace) = owner(source);
-        let (destination_workload, mut destination_namespace) = owner(destination);
-        if let (None, Some(service)) = (destination, service) {
-            destination_namespace = service.namespace.clone();
-        }
+        let (destination_workload, destination_namespace, destination_service) = server(destination, service);
         Self {
             reporter,
             source_workload,
             source_namespace,
             destination_workload,
             destination_namespace,
-            destination_service: service.map_or_else(|| NONE.clone(), |service| service.name.clone()),
+            destination_service,
             path,
         }
     }
@@ -113,6 +111,87 @@ impl ConnectionLabels {
             path: self.path,
         }
     }
+}
+
+/// The labels of one kind of request. The field order is the order in the exposition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Who tells.
+    pub reporter: Reporter,
+    /// The client's owner; `unknown` outside the mesh.
+    pub source_workload: Arc<str>,
+    /// The client's namespace; empty outside the mesh.
+    pub source_namespace: Arc<str>,
+    /// The server's owner; `unknown` outside the mesh or when no endpoint was chosen.
+    pub destination_workload: Arc<str>,
+    /// The server's namespace, or the service's when no endpoint was chosen; empty outside the mesh.
+    pub destination_namespace: Arc<str>,
+    /// Name of the service that the request was for; empty when it was a pod or an address outside the mesh.
+    pub destination_service: Arc<str>,
+    /// The route that matched, as `HTTPRoute/shop/orders`; empty when none did.
+    pub route: Arc<str>,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+/// Names of the labels of [`RequestLabels`], in order.
+pub(super) const REQUEST_LABEL_NAMES: [&str; 8] = [
+    "reporter",
+    "source_workload",
+    "source_namespace",
+    "destination_workload",
+    "destination_namespace",
+    "destination_service",
+    "route",
+    "protocol",
+];
+
+impl RequestLabels {
+    /// The labels of a request between these two; `None` stands for a peer outside the mesh, and for no route.
+    pub fn new(
+        reporter: Reporter,
+        source: Option<&Workload>,
+        destination: Option<&Workload>,
+        service: Option<&ServiceName>,
+        route: Option<&RouteName>,
+        protocol: Protocol,
+    ) -> Self {
+        let (source_workload, source_namespace) = owner(source);
+        let (destination_workload, destination_namespace, destination_service) = server(destination, service);
+        Self {
+            reporter,
+            source_workload,
+            source_namespace,
+            destination_workload,
+            destination_namespace,
+            destination_service,
+            route: route.map_or_else(|| NONE.clone(), |route| route.to_string().into()),
+            protocol,
+        }
+    }
+
+    /// What is left of the labels beyond the bound: who tells and the protocol stay, the names become `other`.
+    pub(super) fn folded(&self) -> Self {
+        Self {
+            reporter: self.reporter,
+            source_workload: OTHER.clone(),
+            source_namespace: OTHER.clone(),
+            destination_workload: OTHER.clone(),
+            destination_namespace: OTHER.clone(),
+            destination_service: OTHER.clone(),
+            route: OTHER.clone(),
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// Owner, namespace and service at the server's side.
+fn server(workload: Option<&Workload>, service: Option<&ServiceName>) -> (Arc<str>, Arc<str>, Arc<str>) {
+    let (owner, mut namespace) = owner(workload);
+    if let (None, Some(service)) = (workload, service) {
+        namespace = service.namespace.clone();
+    }
+    (owner, namespace, service.map_or_else(|| NONE.clone(), |service| service.name.clone()))
 }
 
 fn owner(workload: Option<&Workload>) -> (Arc<str>, Arc<str>) {

@@ -136,13 +136,18 @@ impl DestinationRecord {
 impl AccessRecord {
     /// Appends the record as one line.
     pub(super) fn write_line(&self, out: &mut Vec<u8>) {
-        serde_json::to_writer(&mut *out, self)
-            .expect("strings and numbers serialize, and a Vec takes all bytes");
-        out.push(b'\n');
+        write_line(self, out);
     }
 }
 
-fn rfc3339<S: Serializer>(time: &SystemTime, out: S) -> Result<S::Ok, S::Error> {
+/// Appends a record as one line of JSON.
+pub(super) fn write_line(record: &impl Serialize, out: &mut Vec<u8>) {
+    serde_json::to_writer(&mut *out, record)
+        .expect("strings and numbers serialize, and a Vec takes all bytes");
+    out.push(b'\n');
+}
+
+pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, out: S) -> Result<S::Ok, S::Error> {
     match jiff::Timestamp::try_from(*time) {
         Ok(time) => out.collect_str(&format_args!("{time:.6}")),
         // A clock outside years -9999 to 9999 is no reason to lose the record.
@@ -151,15 +156,15 @@ fn rfc3339<S: Serializer>(time: &SystemTime, out: S) -> Result<S::Ok, S::Error> 
 }
 
 /// Milliseconds with microseconds behind the point.
-fn milliseconds<S: Serializer>(duration: &Duration, out: S) -> Result<S::Ok, S::Error> {
+pub(super) fn milliseconds<S: Serializer>(duration: &Duration, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_f64(duration.as_micros() as f64 / 1000.0)
 }
 
-fn reporter<S: Serializer>(reporter: &Reporter, out: S) -> Result<S::Ok, S::Error> {
+pub(super) fn reporter<S: Serializer>(reporter: &Reporter, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_str(reporter.label())
 }
 
-fn path<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
+pub(super) fn path<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_str(path.label())
 }
 
@@ -171,7 +176,10 @@ fn address<S: Serializer>(address: &SocketAddr, out: S) -> Result<S::Ok, S::Erro
     out.collect_str(address)
 }
 
-fn text<T: std::fmt::Display, S: Serializer>(value: &Option<T>, out: S) -> Result<S::Ok, S::Error> {
+pub(super) fn text<T: std::fmt::Display, S: Serializer>(
+    value: &Option<T>,
+    out: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => out.collect_str(value),
         None => out.serialize_none(),

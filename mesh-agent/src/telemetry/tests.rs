@@ -10,6 +10,8 @@ use super::reference::metrics_page;
 use super::*;
 use crate::model::{Ending, EndpointAddr, OriginalDst, Path, ServiceName};
 
+mod requests;
+
 fn labels(source: &str) -> ConnectionLabels {
     ConnectionLabels {
         reporter: Reporter::Source,
@@ -262,6 +264,7 @@ fn metrics_page_names_the_labels_that_series_carry() {
     telemetry.probe_result("order", false);
     telemetry.kernel_event("closed");
     telemetry.kernel_verdicts("pass", "loopback", 1);
+    requests::touch_every_family(&telemetry);
     let text = telemetry.scrape(Format::OpenMetrics);
     for row in &telemetry.0.families.descriptions {
         let line = text
