@@ -13,8 +13,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use http::{HeaderMap, Method};
+
 use crate::model::{
-    Action, AuthorizationPolicy, DefaultInbound, MeshConfig, PolicyName, SpiffeId, TrustDomain, Workload,
+    Action, AuthorizationPolicy, DefaultInbound, MeshConfig, PolicyName, RequestPath, SpiffeId, TrustDomain,
+    Workload,
 };
 
 mod evaluate;
@@ -38,6 +41,22 @@ pub struct Facts<'a> {
     pub destination: &'a Workload,
     /// Its port, host order.
     pub port: u16,
+    /// The request, where one is judged. `None`: a connection that is not HTTP, or not known to be: a rule with `http`
+    /// then matches for DENY and not for ALLOW and AUDIT.
+    pub request: Option<Request<'a>>,
+}
+
+/// A request, as far as policy looks at it. The method of a gRPC call is its path.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Its path, in normal form.
+    pub path: &'a RequestPath<'a>,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Whom it is for: `:authority` or `Host`, as sent.
+    pub host: Option<&'a str>,
 }
 
 /// Proof that policy admitted a connection. Later steps demand it; only [`PolicySet::evaluate`] makes one.

@@ -210,6 +210,7 @@ pub fn answer(snapshot: &Snapshot, policies: &PolicySet, question: &Question) ->
             client: client_address(&question.from, client, &pod),
             destination: &pod,
             port,
+            request: None,
         }));
     }
     // One refusal is enough to fail a client now and then, so it decides over the endpoints that admit.

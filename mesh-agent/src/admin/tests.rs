@@ -260,6 +260,7 @@ fn shop() -> (Snapshot, PolicySet) {
         rules: vec![Rule {
             sources: Some(vec![Source::ServiceAccount { namespace: "shop".into(), name: "web".into() }]),
             ports: Some(vec![8080]),
+            http: None,
         }],
         unusable: None,
     };

@@ -278,7 +278,7 @@ fn verdict(policies: &PolicySet, source: &Workload, destination: &Workload, port
 }
 
 fn judge(policies: &PolicySet, source: &Workload, ip: IpAddr, destination: &Workload, port: u16) -> Judged {
-    let facts = Facts { identity: Some(&source.identity), client: ip, destination, port };
+    let facts = Facts { identity: Some(&source.identity), client: ip, destination, port, request: None };
     match policies.evaluate(&facts) {
         Ok(_permit) => Judged::Splice,
         Err(refusal) => Judged::Deny(decider(&refusal)),

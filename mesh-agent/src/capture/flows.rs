@@ -95,6 +95,7 @@ impl Flows {
                 client: event_client(event).ip(),
                 destination,
                 port: event.tuple.server_port,
+                request: None,
             };
             if let Ok(permit) = self.policies.current().evaluate(&facts) {
                 for policy in permit.audits() {
@@ -268,6 +269,7 @@ impl Flows {
                         client: pair.tuple.client.into(),
                         destination,
                         port: pair.tuple.server_port,
+                        request: None,
                     })
                     .map_err(|refusal| decider(&refusal)),
                 // A pod that the mesh no longer knows: its connections end with it.

@@ -1,4 +1,6 @@
-//! `AuthorizationPolicy` with `enforcementLevel: Network`, as the mesh holds it after validation.
+//! `AuthorizationPolicy`, as the mesh holds it after validation. What a rule says about requests stands in `requests`.
+
+mod requests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,6 +9,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Workload;
+
+pub use requests::{
+    GrpcMethod, HeaderCondition, HeaderPattern, HttpMatch, PathPattern, PathTemplate, PatternFault,
+};
 
 /// `namespace/name` of a policy object.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,13 +86,15 @@ impl fmt::Display for Source {
     }
 }
 
-/// One rule: matches when its sources and its ports both match.
+/// One rule: matches when all its fields match.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Rule {
     /// `None`: anybody. `Some(empty)`: nobody.
     pub sources: Option<Vec<Source>>,
     /// `None`: every port. `Some(empty)`: no port.
     pub ports: Option<Vec<u16>>,
+    /// `None`: connections and every request on them. `Some`: requests that match one of these; `Some(empty)`: none.
+    pub http: Option<Vec<HttpMatch>>,
 }
 
 /// A validated policy.

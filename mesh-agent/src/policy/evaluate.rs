@@ -75,15 +75,25 @@ impl PolicySet {
             witnesses.push(net.network());
             witnesses.extend(after(net.broadcast()));
         }
-        !witnesses
-            .into_iter()
-            .any(|client| self.evaluate(&Facts { identity: None, client, destination: pod, port }).is_ok())
+        !witnesses.into_iter().any(|client| {
+            self.evaluate(&Facts { identity: None, client, destination: pod, port, request: None }).is_ok()
+        })
     }
 
     /// The ports that some rule for this pod names: all other ports of the pod get one common answer.
     pub fn mentions_ports(&self, pod: &Workload) -> BTreeSet<u16> {
         let rules = self.selecting_any(pod).flat_map(|policy| &policy.rules);
         rules.filter_map(|rule| rule.ports.as_ref()).flatten().copied().collect()
+    }
+
+    /// True when some policy for this pod has a rule about requests that can apply to this port, so that a connection
+    /// to it cannot be judged as a whole.
+    pub fn needs_requests(&self, pod: &Workload, port: u16) -> bool {
+        self.selecting_any(pod).flat_map(|policy| &policy.rules).any(|rule| {
+            rule.http.is_some()
+                && rule.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+                && rule.sources.as_ref().is_none_or(|sources| !sources.is_empty())
+        })
     }
 
     pub(super) fn audits(&self, facts: &Facts<'_>) -> Vec<PolicyName> {

@@ -48,7 +48,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> AuthorizationPolicy {
 }
 
 fn from(sources: Vec<Source>) -> Rule {
-    Rule { sources: Some(sources), ports: None }
+    Rule { sources: Some(sources), ports: None, http: None }
 }
 
 fn account(namespace: &str, name: &str) -> Source {
@@ -95,7 +95,13 @@ fn check(case: Case<'_>, expected: &str) {
     let identity = case.identity.map(|id| id.parse::<SpiffeId>().unwrap());
     let destination = pod("shop", &[("app", "web")]);
     let client = case.client.parse().unwrap();
-    let facts = Facts { identity: identity.as_ref(), client, destination: &destination, port: case.port };
+    let facts = Facts {
+        identity: identity.as_ref(),
+        client,
+        destination: &destination,
+        port: case.port,
+        request: None,
+    };
     let answer = match set.evaluate(&facts) {
         Ok(permit) => format!("allowed: {permit}"),
         Err(refusal) => format!("{}: {refusal}", refusal.label()),
@@ -186,10 +192,28 @@ fn every_source_type_matches_whom_it_names_and_nobody_else() {
 #[test]
 fn absent_fields_match_everything_and_fields_are_joined_by_and() {
     check_both_actions(&Rule::default(), None, "192.0.2.1", 1, true);
-    check_both_actions(&Rule { sources: None, ports: Some(vec![8080, 9090]) }, None, "10.0.0.9", 9090, true);
-    check_both_actions(&Rule { sources: None, ports: Some(vec![8080]) }, None, "10.0.0.9", 8081, false);
-    check_both_actions(&Rule { sources: None, ports: Some(vec![]) }, None, "10.0.0.9", 8080, false);
-    let both = Rule { sources: Some(vec![account("shop", "cart")]), ports: Some(vec![8080]) };
+    check_both_actions(
+        &Rule { sources: None, ports: Some(vec![8080, 9090]), http: None },
+        None,
+        "10.0.0.9",
+        9090,
+        true,
+    );
+    check_both_actions(
+        &Rule { sources: None, ports: Some(vec![8080]), http: None },
+        None,
+        "10.0.0.9",
+        8081,
+        false,
+    );
+    check_both_actions(
+        &Rule { sources: None, ports: Some(vec![]), http: None },
+        None,
+        "10.0.0.9",
+        8080,
+        false,
+    );
+    let both = Rule { sources: Some(vec![account("shop", "cart")]), ports: Some(vec![8080]), http: None };
     check_both_actions(&both, CART, "10.0.0.9", 8080, true);
     check_both_actions(&both, CART, "10.0.0.9", 8081, false);
     check_both_actions(&both, None, "10.0.0.9", 8080, false);
@@ -294,8 +318,13 @@ fn audit_only_records_and_both_answers_carry_it() {
     let audit = || policy("shop/watch", Action::Audit, vec![from(vec![cidr("10.0.0.0/24")])]);
     let facts_pod = pod("shop", &[]);
     let judge = |policies, client: &str| {
-        let facts =
-            Facts { identity: None, client: client.parse().unwrap(), destination: &facts_pod, port: 80 };
+        let facts = Facts {
+            identity: None,
+            client: client.parse().unwrap(),
+            destination: &facts_pod,
+            port: 80,
+            request: None,
+        };
         set(policies, DefaultInbound::Permissive).evaluate(&facts)
     };
     let names = |audits: &[PolicyName]| audits.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -321,7 +350,7 @@ fn strict_means_that_no_anonymous_client_could_pass() {
     assert!(strict(vec![], DefaultInbound::Deny, 80));
     assert!(strict(allow(vec![from(vec![Source::AnyAuthenticated])]), Permissive, 80));
     assert!(!strict(allow(vec![Rule::default()]), Authenticated, 80));
-    let only_80 = || allow(vec![Rule { sources: None, ports: Some(vec![80]) }]);
+    let only_80 = || allow(vec![Rule { sources: None, ports: Some(vec![80]), http: None }]);
     assert!(!strict(only_80(), Permissive, 80));
     assert!(strict(only_80(), Permissive, 81));
     // A range far from the edges of the address space is found.
@@ -342,7 +371,7 @@ fn strict_means_that_no_anonymous_client_could_pass() {
 
 #[test]
 fn mentioned_ports_are_those_of_selecting_policies() {
-    let rule = |ports: &[u16]| Rule { sources: None, ports: Some(ports.to_vec()) };
+    let rule = |ports: &[u16]| Rule { sources: None, ports: Some(ports.to_vec()), http: None };
     let set = set(
         vec![
             policy("shop/a", Action::Allow, vec![rule(&[80, 443]), Rule::default()]),
@@ -366,7 +395,11 @@ fn an_explanation_names_the_field_that_did_not_match() {
                 "shop/web",
                 Action::Allow,
                 vec![
-                    Rule { sources: Some(vec![account("shop", "cart")]), ports: Some(vec![9090]) },
+                    Rule {
+                        sources: Some(vec![account("shop", "cart")]),
+                        ports: Some(vec![9090]),
+                        http: None,
+                    },
                     from(vec![Source::AnyAuthenticated]),
                 ],
             ),
@@ -380,6 +413,7 @@ fn an_explanation_names_the_field_that_did_not_match() {
         client: "10.0.0.9".parse().unwrap(),
         destination: &destination,
         port: 8080,
+        request: None,
     };
     let explanation = set.explain(&facts);
     assert_eq!(
@@ -485,7 +519,7 @@ fn any_policy(index: usize) -> impl Strategy<Value = AuthorizationPolicy> {
         prop::option::of(prop::collection::vec(any_source(), 0..3)),
         prop::option::of(prop::collection::vec(prop::sample::select(vec![80_u16, 8080]), 0..2)),
     )
-        .prop_map(|(sources, ports)| Rule { sources, ports });
+        .prop_map(|(sources, ports)| Rule { sources, ports, http: None });
     (
         prop::sample::select(vec!["shop", "other", "weft-system"]),
         prop::sample::select(vec![Action::Allow, Action::Deny, Action::Audit]),
@@ -541,7 +575,7 @@ proptest! {
         let identity = identity.map(|id| id.parse::<SpiffeId>().unwrap());
         let destination = pod("shop", &[("app", app)]);
         let client: IpAddr = client.parse().unwrap();
-        let facts = Facts { identity: identity.as_ref(), client, destination: &destination, port };
+        let facts = Facts { identity: identity.as_ref(), client, destination: &destination, port, request: None };
         let set = set(policies.clone(), default_inbound);
         let answer = set.evaluate(&facts);
         let told = answer

@@ -297,8 +297,13 @@ impl Arrival<'_> {
         let client: IpAddr = self.client.ip();
         let judged = Judged { identity: self.identity.cloned(), client, port: self.destination.port() };
         let entry = self.local.open.enter(pod.clone(), Some(judged));
-        let facts =
-            Facts { identity: self.identity, client, destination: &workload, port: self.destination.port() };
+        let facts = Facts {
+            identity: self.identity,
+            client,
+            destination: &workload,
+            port: self.destination.port(),
+            request: None,
+        };
         let permit = self.local.handles.policies.current().evaluate(&facts).map_err(NotAdmitted::Policy)?;
         report.reason = permit.policy().map(|(policy, _)| policy.to_string().into());
         note_audits(&permit, self.client, self.destination);

@@ -67,7 +67,7 @@ fn policy(name: &str, action: Action, source: Source) -> Arc<AuthorizationPolicy
         cluster_wide: false,
         selectors: Vec::new(),
         action,
-        rules: vec![Rule { sources: Some(vec![source]), ports: None }],
+        rules: vec![Rule { sources: Some(vec![source]), ports: None, http: None }],
         unusable: None,
     })
 }

@@ -142,6 +142,7 @@ impl Local {
                 client: judged.client,
                 destination: &entry.pod.workload(),
                 port: judged.port,
+                request: None,
             };
             if let Err(refusal) = policies.evaluate(&facts) {
                 tracing::info!(%refusal, client = %judged.client, port = judged.port, "policy revoked a connection");

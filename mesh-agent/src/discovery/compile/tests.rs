@@ -359,6 +359,7 @@ fn judge(compiled: &Compiled) -> &'static str {
         client: "10.0.0.9".parse().unwrap(),
         destination: &destination,
         port: 80,
+        request: None,
     };
     compiled.policies.evaluate(&facts).as_ref().map_or_else(Refusal::label, |_| "allowed")
 }

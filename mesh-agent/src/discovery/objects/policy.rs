@@ -179,7 +179,7 @@ fn accept_rule(key: &Key, rule: &RuleSpec, field: &FieldPath) -> Result<Rule, Fa
         let field = field.key("networkAttributes").key("ports").index(index);
         return Err(Fault::at(field, "0 is not a port: use 1 to 65535"));
     }
-    Ok(Rule { sources, ports })
+    Ok(Rule { sources, ports, http: None })
 }
 
 fn accept_source(key: &Key, source: &SourceSpec, field: &FieldPath) -> Result<Source, Fault> {
