@@ -1,12 +1,14 @@
 //! The programs that run in pods: small servers that say what they see, and clients whose exit code tells how it went.
 //!
-//! Files: [`server`], [`client`]; [`bench`] (the traffic of the benches). They use sockets exactly as any program would, and know nothing of the mesh.
+//! Files: [`server`], [`client`]; [`bench`] (the traffic of the benches); [`h2`] (frames for both ends of it). They use sockets exactly as any program would, and know nothing of the mesh.
 
 pub mod server;
 
 pub mod client;
 
 pub mod bench;
+
+pub mod h2;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -61,7 +63,8 @@ pub struct PortOption {
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Http(options) => {
-            let fixed = options.body.map(String::into_bytes).or_else(|| options.body_bytes.map(bench::payload));
+            let fixed =
+                options.body.map(String::into_bytes).or_else(|| options.body_bytes.map(bench::payload));
             let answers = server::answer::Answers::of_this_pod(fixed);
             server::run(options.listen.port, server::Service::Http(Arc::new(answers)))
         }

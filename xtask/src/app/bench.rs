@@ -1,4 +1,5 @@
-//! The two ends of the benches' traffic: plain blocking sockets, one thread per connection, nothing else in the way.
+//! The two ends of the benches' traffic: plain blocking sockets, one thread per connection, nothing else in the way; for
+//! HTTP one thread for all connections.
 //!
 //! Files: [`client`] (measures), [`server`] (answers). Each pins itself where it is told, says its result as one line of
 //! JSON on standard output, and counts every error it sees: what went wrong is part of the result, never left out.

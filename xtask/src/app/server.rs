@@ -1,7 +1,7 @@
 //! Servers for pods: one epoll loop per CPU, all of them accepting from the same listener.
 //!
 //! Reading order: this file (the loops), [`connection`] (one client), [`http`] (what is said to an HTTP client) with
-//! [`request`] (what it asks), [`body`] (what it sends) and [`answer`] (what it gets).
+//! [`request`] (what it asks), [`body`] (what it sends) and [`answer`] (what it gets); [`h2`] (the same over HTTP/2).
 
 pub mod connection;
 
@@ -12,6 +12,8 @@ pub mod request;
 pub mod body;
 
 pub mod answer;
+
+pub mod h2;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,4 +1,6 @@
-//! The measuring end: round trips, one stream, new connections, or connections that are only held.
+//! The measuring end: round trips, one stream, new connections, connections that are only held, or HTTP [`requests`].
+
+pub mod requests;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -66,6 +68,8 @@ enum Traffic {
         #[arg(long)]
         count: usize,
     },
+    /// HTTP requests.
+    Requests(requests::Options),
 }
 
 /// What a client measured.
@@ -158,6 +162,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             connections(options.target, *size, *concurrency, length)
         }
         Traffic::Idle { count } => return idle(options.target, *count),
+        Traffic::Requests(requests) => requests::run(options.target, requests, length)?,
     };
     println!("{}", serde_json::to_string(&measured)?);
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -11,7 +12,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use super::{ERRORS_TOLD_MAX, allow_many_open_files, stay_on};
+use super::{ERRORS_TOLD_MAX, allow_many_open_files, payload, stay_on};
+use crate::app::server;
+use crate::app::server::answer::Answers;
 
 /// Size of one read of a sink, in bytes: large enough that the system call does not count.
 const SINK_READ_BYTES: usize = 256 * 1024;
@@ -44,6 +47,12 @@ enum Service {
     Sink,
     /// Answer one byte with itself, then hold the connection open.
     Idle,
+    /// Answer HTTP requests, HTTP/1.1 or HTTP/2 as the client begins.
+    Http {
+        /// Bytes of every answer's body.
+        #[arg(long)]
+        size: usize,
+    },
 }
 
 /// What a server saw.
@@ -61,6 +70,9 @@ pub struct Seen {
 pub fn run(options: &Options) -> Result<ExitCode> {
     stay_on(options.cpu)?;
     allow_many_open_files()?;
+    if let Service::Http { size } = options.service {
+        return serve_http(options.port, size);
+    }
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, options.port))
         .with_context(|| format!("cannot listen on port {}", options.port))?;
     let (tell, told) = channel();
@@ -69,6 +81,25 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let mut end = Vec::new();
     std::io::stdin().read_to_end(&mut end).context("cannot wait for the end of standard input")?;
     println!("{}", serde_json::to_string(&sum_up(&told))?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One loop, since every process of a bench stays on one CPU.
+fn serve_http(port: u16, size: usize) -> Result<ExitCode> {
+    let listener = server::bind(port)?;
+    let answers = Arc::new(Answers::of_this_pod(Some(payload(size))));
+    let service = server::Service::Http(Arc::clone(&answers));
+    thread::spawn(move || server::Loop::new(&listener, &service)?.run());
+    println!("listening");
+    let mut end = Vec::new();
+    std::io::stdin().read_to_end(&mut end).context("cannot wait for the end of standard input")?;
+    let faults = answers.faults.load(Ordering::Relaxed);
+    let seen = Seen {
+        connections: answers.connections.load(Ordering::Relaxed),
+        error_count: faults,
+        errors: if faults > 0 { vec!["what a client sent was not HTTP".to_owned()] } else { Vec::new() },
+    };
+    println!("{}", serde_json::to_string(&seen)?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,6 +124,7 @@ fn start(listener: Arc<TcpListener>, service: &Service, tell: &Sender<Result<(),
     let (threads, size) = match service {
         Service::Echo { size, threads } => (*threads, Some(*size)),
         Service::Sink => (4, None),
+        Service::Http { .. } => return,
         Service::Idle => {
             let tell = tell.clone();
             thread::spawn(move || hold(&listener, &tell));

@@ -5,11 +5,13 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::request::Request;
+use crate::app::h2;
 
 /// How a server answers.
 #[derive(Debug)]
@@ -20,6 +22,12 @@ pub struct Answers {
     fixed: Option<(Vec<u8>, usize)>,
     /// Its body alone.
     fixed_body: Vec<u8>,
+    /// Its head in HTTP/2.
+    fixed_block: Vec<u8>,
+    /// Connections that HTTP was spoken on.
+    pub connections: AtomicU64,
+    /// Those that ended because what came was not HTTP.
+    pub faults: AtomicU64,
 }
 
 /// The answer to one request, as far as its head decides.
@@ -48,7 +56,34 @@ impl Answers {
             answer.extend_from_slice(body);
             whole = Some((answer, head));
         }
-        Self { pod: pod.to_owned(), namespace: namespace.to_owned(), fixed: whole, fixed_body }
+        // :status 200, content-type, content-length: their numbers in RFC 7541's static table.
+        let mut fixed_block = vec![0x88];
+        h2::field(&mut fixed_block, 31, "text/plain");
+        h2::field(&mut fixed_block, 28, &fixed_body.len().to_string());
+        Self {
+            pod: pod.to_owned(),
+            namespace: namespace.to_owned(),
+            fixed: whole,
+            fixed_body,
+            fixed_block,
+            connections: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether every answer is the same. Only then HTTP/2 is spoken too: nothing of a request must be understood for it.
+    pub fn is_fixed(&self) -> bool {
+        self.fixed.is_some()
+    }
+
+    /// The body of every answer.
+    pub fn fixed_body(&self) -> &[u8] {
+        &self.fixed_body
+    }
+
+    /// The header block of every answer, for HTTP/2.
+    pub fn fixed_block(&self) -> &[u8] {
+        &self.fixed_block
     }
 
     /// A server that knows its pod from the environment.

@@ -9,7 +9,7 @@ use anyhow::Result;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::Service;
-use super::http::Conversation;
+use super::{h2, http};
 
 /// How much may wait for a slow reader before its connection is no longer read, in bytes.
 const PENDING_BYTES_MAX: usize = 256 * 1024;
@@ -30,7 +30,8 @@ pub struct Connection {
 enum Talk {
     Echo,
     Sink { count: u64 },
-    Http(Box<Conversation>),
+    Http(Box<http::Conversation>),
+    Http2(Box<h2::Conversation>),
 }
 
 impl Connection {
@@ -41,7 +42,7 @@ impl Connection {
             Service::Sink => Talk::Sink { count: 0 },
             Service::Http(answers) => {
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                Talk::Http(Box::new(Conversation::new(answers.clone(), peer)))
+                Talk::Http(Box::new(http::Conversation::new(answers.clone(), peer)))
             }
         };
         Self { stream, talk, pending: Vec::new(), sent: 0, finished: false, watched }
@@ -51,7 +52,7 @@ impl Connection {
     pub fn alarm(&self) -> Option<Instant> {
         match &self.talk {
             Talk::Http(conversation) => conversation.due(),
-            Talk::Echo | Talk::Sink { .. } => None,
+            Talk::Echo | Talk::Sink { .. } | Talk::Http2(_) => None,
         }
     }
 
@@ -74,7 +75,7 @@ impl Connection {
         let (is_last, owes) = match &self.talk {
             Talk::Http(conversation) if conversation.is_aborted() => return Ok(false),
             Talk::Http(conversation) => (conversation.is_over(), conversation.due().is_some()),
-            Talk::Echo | Talk::Sink { .. } => (false, false),
+            Talk::Echo | Talk::Sink { .. } | Talk::Http2(_) => (false, false),
         };
         if all_sent && is_last {
             self.stream.shutdown(Shutdown::Write)?;
@@ -101,7 +102,7 @@ impl Connection {
     fn wants_more(&self) -> bool {
         let talk = match &self.talk {
             Talk::Http(conversation) => conversation.wants_more(),
-            Talk::Echo | Talk::Sink { .. } => true,
+            Talk::Echo | Talk::Sink { .. } | Talk::Http2(_) => true,
         };
         talk && !self.finished && self.pending.len() - self.sent < PENDING_BYTES_MAX
     }
@@ -117,7 +118,13 @@ impl Connection {
         match &mut self.talk {
             Talk::Echo => return self.send(bytes),
             Talk::Sink { count } => *count += bytes.len() as u64,
-            Talk::Http(conversation) => conversation.take(bytes, &mut self.pending),
+            Talk::Http(conversation) => {
+                conversation.take(bytes, &mut self.pending);
+                if let Some(upgraded) = conversation.upgrade(&mut self.pending) {
+                    self.talk = Talk::Http2(Box::new(upgraded?));
+                }
+            }
+            Talk::Http2(conversation) => conversation.take(bytes, &mut self.pending)?,
         }
         Ok(())
     }

@@ -3,11 +3,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::answer::{Answers, Reply};
 use super::body::Body;
+use super::h2;
 use super::request::Request;
+use crate::app::h2::PREFACE;
 use crate::clock;
 
 /// Longest accepted request head, in bytes.
@@ -32,6 +35,8 @@ enum State {
     Body { body: Body, read: u64, reply: Reply },
     /// An answer is held back until then.
     Delayed { due: Instant, read: u64, reply: Reply },
+    /// The client speaks HTTP/2.
+    Http2,
     /// The last answer was given.
     Over,
     /// The connection is to be closed without an answer.
@@ -41,12 +46,22 @@ enum State {
 impl Conversation {
     /// A conversation with `peer`, about to begin.
     pub fn new(answers: Arc<Answers>, peer: SocketAddr) -> Self {
+        answers.connections.fetch_add(1, Ordering::Relaxed);
         Self { answers, peer, received: Vec::new(), state: State::Head }
     }
 
     /// When a delayed answer is due.
     pub fn due(&self) -> Option<Instant> {
         if let State::Delayed { due, .. } = &self.state { Some(*due) } else { None }
+    }
+
+    /// The rest of this connection when the client has begun to speak HTTP/2, and the server can.
+    pub fn upgrade(&mut self, out: &mut Vec<u8>) -> Option<std::io::Result<h2::Conversation>> {
+        let is_upgrade = matches!(self.state, State::Http2);
+        is_upgrade.then(|| {
+            let mut conversation = h2::Conversation::new(Arc::clone(&self.answers), out);
+            conversation.take(&std::mem::take(&mut self.received), out).map(|()| conversation)
+        })
     }
 
     /// Whether nothing more will be answered.
@@ -62,7 +77,7 @@ impl Conversation {
     /// Whether there is reason to read on.
     pub fn wants_more(&self) -> bool {
         match &self.state {
-            State::Head | State::Body { .. } => true,
+            State::Head | State::Body { .. } | State::Http2 => true,
             State::Delayed { .. } => self.received.len() < AHEAD_BYTES_MAX,
             State::Over | State::Aborted => false,
         }
@@ -114,7 +129,7 @@ impl Conversation {
                     None
                 }
             },
-            State::Delayed { .. } | State::Over | State::Aborted => None,
+            State::Delayed { .. } | State::Http2 | State::Over | State::Aborted => None,
         }
     }
 
@@ -126,6 +141,10 @@ impl Conversation {
             }
             return None;
         };
+        if PREFACE.starts_with(&rest[..end + 4]) && self.answers.is_fixed() {
+            self.state = State::Http2;
+            return None;
+        }
         let Ok(request) = Request::parse(&rest[..end + 2]) else {
             self.refuse(400, out);
             return None;
@@ -161,6 +180,7 @@ impl Conversation {
     }
 
     fn refuse(&mut self, status: u16, out: &mut Vec<u8>) {
+        self.answers.faults.fetch_add(1, Ordering::Relaxed);
         out.extend(
             format!("HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").bytes(),
         );
