@@ -32,6 +32,8 @@ mod prefixes;
 mod requests;
 mod streams;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use draw::draw;
 pub use handle::{Routes, Writer, new};

@@ -118,7 +118,7 @@ fn is_allowed(pattern: &str, origin: &str) -> bool {
     let (Some(pattern), Some(origin)) = (Origin::parse(pattern), Origin::parse(origin)) else {
         return false;
     };
-    pattern.scheme.eq_ignore_ascii_case(origin.scheme)
+    pattern.scheme == origin.scheme
         && pattern.port == origin.port
         && is_host_allowed(pattern.host, origin.host)
 }
