@@ -12,6 +12,8 @@ use fastrand::Rng;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
+use crate::model::MeshConfig;
+
 /// The header that says which trace and which span.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header with what tracing systems add. Means nothing without a valid [`TRACEPARENT`].
@@ -126,6 +128,11 @@ impl Sampling {
     pub const NEVER: Self = Self { per_10_000: 0 };
     /// Every request does.
     pub const ALWAYS: Self = Self { per_10_000: 10_000 };
+
+    /// As the mesh is configured.
+    pub fn of(config: &MeshConfig) -> Self {
+        Self { per_10_000: config.trace_sampling_permyriad }
+    }
 
     /// Whether this request does.
     pub fn takes(self, rng: &mut Rng) -> bool {

@@ -149,3 +149,10 @@ fn requests_without_a_trace_begin_one_as_often_as_sampling_says() {
     // 2,000 expected; 300 are seven standard deviations.
     assert!((1_700..2_300).contains(&begun(1_000)));
 }
+
+#[test]
+fn sampling_is_what_the_mesh_is_configured_with() {
+    let config = MeshConfig { trace_sampling_permyriad: 7, ..MeshConfig::default() };
+    assert_eq!(Sampling::of(&config), Sampling { per_10_000: 7 });
+    assert_eq!(Sampling::of(&MeshConfig::default()), Sampling::NEVER);
+}
