@@ -1,4 +1,4 @@
-//! Where knowledge comes from: Kubernetes objects, turned into registry and policy changes.
+//! Where knowledge comes from: Kubernetes objects, turned into registry, route and policy changes.
 //!
 //! Layer 3, before station 1 of the walk: everything above decides by what this room has published. In standalone mode
 //! the source is a watched directory of YAML; the Kubernetes API will be a second source of the same objects, and
@@ -7,7 +7,7 @@
 //! A bad object never takes down good ones: its last good version stays in force and a [`Problem`] says where to look.
 //!
 //! Reading order: `resources` (our kinds as written), `objects` (validated objects), `problem`, `files` (the source),
-//! `compile` (objects to registry and policies), `watch` (again, on every change), `duration`.
+//! `compile` (objects to registry, routes and policies), `status` (what became of routes), `watch` (again, on every change), `duration`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::lifecycle::Shutdown;
+use crate::lifecycle::{Shutdown, clock};
 use crate::policy::{self, PolicySet};
 use crate::registry::{self, Snapshot};
+use crate::route::{self, RouteTable};
 
 pub mod compile;
 mod duration;
@@ -27,11 +28,14 @@ pub mod files;
 pub mod objects;
 pub mod problem;
 pub mod resources;
+pub mod status;
 #[cfg(test)]
 mod testing;
 mod watch;
 
+use compile::Memory;
 pub use problem::Problem;
+pub use status::RouteStatus;
 
 /// Settings of this room.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +71,7 @@ struct Report {
     problems: Vec<Problem>,
     ignored: BTreeMap<String, usize>,
     objects: usize,
+    routes: Arc<[RouteStatus]>,
 }
 
 impl Discovery {
@@ -83,6 +88,11 @@ impl Discovery {
     /// Objects of kinds that the mesh does not read, counted by `kind.group`.
     pub fn ignored(&self) -> BTreeMap<String, usize> {
         self.0.lock().ignored.clone()
+    }
+
+    /// What became of each route, by namespace, kind and name.
+    pub fn routes(&self) -> Arc<[RouteStatus]> {
+        self.0.lock().routes.clone()
     }
 
     /// How many objects are in force.
@@ -102,6 +112,7 @@ pub fn start(
     settings: Settings,
     registry: registry::Writer,
     policies: policy::Writer,
+    routes: route::Writer,
     shutdown: Shutdown,
 ) -> Result<Discovery, Error> {
     let mut source = files::Source::new(settings.dir);
@@ -110,7 +121,9 @@ pub fn start(
         return Err(Error::MeshConfig(Box::new(problem)));
     }
     let discovery = Discovery(Arc::default());
-    let publisher = Publisher { source, registry, policies, discovery: discovery.clone() };
+    let memory = Memory::default();
+    let mut publisher =
+        Publisher { source, registry, policies, routes, memory, discovery: discovery.clone() };
     publisher.publish();
     watch::start(publisher, shutdown);
     Ok(discovery)
@@ -120,12 +133,32 @@ pub fn start(
 ///
 /// # Errors
 /// The directory cannot be read.
-pub fn load(dir: &Path) -> Result<(Snapshot, PolicySet, Vec<Problem>), Error> {
+pub fn load(dir: &Path) -> Result<Loaded, Error> {
     let mut source = files::Source::new(dir.to_owned());
     source.refresh(true)?;
-    let compiled = compile::compile(source.objects());
-    let problems = source.problems(&compiled.findings);
-    Ok((compiled.snapshot, compiled.policies, problems))
+    let compiled = compile::compile(source.objects(), &mut Memory::default());
+    Ok(Loaded {
+        problems: source.problems(&compiled.findings),
+        snapshot: compiled.snapshot,
+        policies: compiled.policies,
+        routes: RouteTable::new(compiled.attachments),
+        route_statuses: compiled.route_statuses,
+    })
+}
+
+/// What a directory says.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Workloads and services.
+    pub snapshot: Snapshot,
+    /// Policies.
+    pub policies: PolicySet,
+    /// Routes.
+    pub routes: RouteTable,
+    /// What became of each route; conditions are not dated.
+    pub route_statuses: Vec<RouteStatus>,
+    /// What there is to mend.
+    pub problems: Vec<Problem>,
 }
 
 /// The source and the places that its state goes to.
@@ -134,21 +167,31 @@ struct Publisher {
     source: files::Source,
     registry: registry::Writer,
     policies: policy::Writer,
+    routes: route::Writer,
+    memory: Memory,
     discovery: Discovery,
 }
 
 impl Publisher {
-    /// Policies go first: a pod must never be reachable under a policy older than the state that made it so.
-    fn publish(&self) {
-        let compiled = compile::compile(self.source.objects());
+    /// Policies go first: a pod must never be reachable under a policy older than the state that made it so. Routes go
+    /// before services, so that a service's first connection already takes them.
+    fn publish(&mut self) {
+        let mut compiled = compile::compile(self.source.objects(), &mut self.memory);
         let problems = self.source.problems(&compiled.findings);
         self.policies.publish(compiled.policies);
+        self.routes.publish(self.routes.current().succeeded_by(compiled.attachments));
         let version = self.registry.publish(compiled.snapshot);
         let mut report = self.discovery.0.lock();
         for problem in problems.iter().filter(|problem| !report.problems.contains(problem)) {
             tracing::warn!(%problem, "problem in the configuration; the last good state stays in force");
         }
-        *report = Report { problems, ignored: self.source.ignored(), objects: self.source.objects().len() };
+        status::date(&mut compiled.route_statuses, &report.routes, clock::wall());
+        *report = Report {
+            problems,
+            ignored: self.source.ignored(),
+            objects: self.source.objects().len(),
+            routes: compiled.route_statuses.into(),
+        };
         tracing::debug!(
             version,
             objects = report.objects,

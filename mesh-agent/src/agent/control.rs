@@ -6,7 +6,7 @@ use super::windows::{LateDiscovery, add_mesh, report_discovery};
 use crate::config::{ControlSettings, RotateRootSettings};
 use crate::control::Control;
 use crate::control::ca::{self, Phase};
-use crate::{discovery, policy, registry, telemetry};
+use crate::{discovery, policy, registry, route, telemetry};
 
 /// Runs the control plane until it is asked to stop.
 ///
@@ -20,6 +20,7 @@ pub fn run(settings: &ControlSettings) -> Result<(), Error> {
     let authority = process.readiness.block("certificate authority");
     let (registry_writer, registry) = registry::new();
     let (policy_writer, policies) = policy::new();
+    let (route_writer, _routes) = route::new();
     let found = LateDiscovery::default();
     report_discovery(&process.telemetry, &registry, &found);
     let windows = add_mesh(process.windows(), &registry, &policies, &found, |_| false);
@@ -27,8 +28,9 @@ pub fn run(settings: &ControlSettings) -> Result<(), Error> {
     let server = process.serve(windows, &runtime)?;
 
     let done = runtime.block_on(async {
+        let objects_dir = settings.discovery();
         let discovery =
-            discovery::start(settings.discovery(), registry_writer, policy_writer, shutdown.clone())?;
+            discovery::start(objects_dir, registry_writer, policy_writer, route_writer, shutdown.clone())?;
         let _first = found.set(discovery);
         drop(objects);
         let control = Control::open(settings.control(&registry.snapshot().config), registry.clone())?;

@@ -20,7 +20,7 @@ use crate::identity::Identities;
 use crate::kernel::{self, Kernel, probes};
 use crate::lifecycle::{Block, clock, tasks};
 use crate::telemetry::Telemetry;
-use crate::{discovery, identity, policy, proxy, registry};
+use crate::{discovery, identity, policy, proxy, registry, route};
 
 /// How long readiness waits for the certificates of the pods that are there at start. After that the agent serves what it
 /// can: pods without a certificate are refused one by one, not the whole node.
@@ -46,9 +46,12 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
 
     let (registry_writer, registry) = registry::new();
     let (policy_writer, policies) = policy::new();
+    let (route_writer, _routes) = route::new();
     let objects = discovery::Settings { dir: settings.config_dir.clone() };
     let found = LateDiscovery::default();
-    let _first = found.set(discovery::start(objects, registry_writer, policy_writer, shutdown.clone())?);
+    let discovery =
+        discovery::start(objects, registry_writer, policy_writer, route_writer, shutdown.clone())?;
+    let _first = found.set(discovery);
 
     let mut kernel = Kernel::load(&settings.kernel)?;
     let fast_path = match settings.splice {

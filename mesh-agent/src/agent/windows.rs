@@ -14,7 +14,7 @@ use crate::telemetry::Telemetry;
 /// Discovery, once it has started: the windows are open before.
 pub type LateDiscovery = Arc<OnceLock<Discovery>>;
 
-/// Adds `/workloads`, `/services`, `/policies`, `/problems` and `/policy/explain`; `captured` says which pods this process
+/// Adds `/workloads`, `/services`, `/policies`, `/routes`, `/problems` and `/policy/explain`; `captured` says which pods this process
 /// has caught.
 pub fn add_mesh(
     windows: Windows,
@@ -25,11 +25,12 @@ pub fn add_mesh(
 ) -> Windows {
     let (pods, services, asked) = (registry.clone(), registry.clone(), registry.clone());
     let (rules, judges) = (policies.clone(), policies.clone());
-    let problems = discovery.clone();
+    let (problems, routes) = (discovery.clone(), discovery.clone());
     windows
         .view("/workloads", move || views::workloads(&pods.snapshot(), &captured))
         .view("/services", move || views::services(&services.snapshot()))
         .view("/policies", move || views::policies(&rules.current()))
+        .view("/routes", move || json!(routes.get().map(Discovery::routes).unwrap_or_default()))
         .view("/problems", move || {
             let all = problems.get().map(Discovery::problems).unwrap_or_default();
             json!(all.into_iter().map(problem).collect::<Vec<_>>())

@@ -37,10 +37,10 @@ pub(super) fn run(line: &Meshctl, flags: &ExplainFlags, out: &mut dyn Write) -> 
 
 fn from_world(dir: &Path, question: &Question) -> Result<Value, Error> {
     let world = |problem: String| Error::World { dir: dir.to_owned(), problem };
-    let (snapshot, policies, problems) = discovery::load(dir).map_err(|error| world(error.to_string()))?;
-    let mut verdict = json!(answer(&snapshot, &policies, question)?);
+    let loaded = discovery::load(dir).map_err(|error| world(error.to_string()))?;
+    let mut verdict = json!(answer(&loaded.snapshot, &loaded.policies, question)?);
     if let Some(notes) = verdict["notes"].as_array_mut() {
-        notes.extend(problems.iter().map(|problem| json!(problem.to_string())));
+        notes.extend(loaded.problems.iter().map(|problem| json!(problem.to_string())));
     }
     Ok(verdict)
 }

@@ -1,19 +1,24 @@
 //! Objects become the registry's state and the set of policies. Pure, and the same for every source.
 //!
-//! Reading order: this file, `workloads` (pods), `services` (services and their endpoints).
+//! Reading order: this file, `workloads` (pods), `services` (services and their endpoints), `routes`.
 
 use std::sync::Arc;
 
 use super::objects::{Entry, Key, Kind, Object, Objects};
 use super::problem::Fault;
+use super::status::RouteStatus;
 use crate::model::{AuthorizationPolicy, DefaultInbound, MeshConfig};
 use crate::policy::PolicySet;
 use crate::registry::Snapshot;
+use crate::route::Attachment;
 
+mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
 mod workloads;
+
+pub use routes::Memory;
 
 /// What the objects mean.
 #[derive(Debug)]
@@ -22,6 +27,10 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// For the policy room.
     pub policies: PolicySet,
+    /// For the route room: which routes hold for which service port and client.
+    pub attachments: Vec<Attachment>,
+    /// What became of each route.
+    pub route_statuses: Vec<RouteStatus>,
     /// What is wrong between objects; the rest goes on.
     pub findings: Vec<Finding>,
 }
@@ -35,19 +44,26 @@ pub struct Finding {
     pub fault: Fault,
 }
 
-/// Compiles the objects.
-pub fn compile(objects: &Objects) -> Compiled {
+/// Compiles the objects. With the memory of the last time, routes that did not change stay the same objects.
+pub fn compile(objects: &Objects, memory: &mut Memory) -> Compiled {
     let mut findings = Vec::new();
     let config = mesh_config(objects, &mut findings);
     let pods = workloads::compile(objects, &config, &mut findings);
     let services = services::compile(objects, &pods, &mut findings);
+    let routes = routes::compile(objects, &services, memory, &mut findings);
     let policies = PolicySet::new(
         policies(objects, &config.system_namespace),
         config.default_inbound,
         config.trust_domain.clone(),
     );
     let workloads = pods.into_iter().map(|pod| pod.workload).collect();
-    Compiled { snapshot: Snapshot::new(config, workloads, services), policies, findings }
+    Compiled {
+        snapshot: Snapshot::new(config, workloads, services),
+        policies,
+        attachments: routes.attachments,
+        route_statuses: routes.statuses,
+        findings,
+    }
 }
 
 /// The earliest `MeshConfig`; one that cannot be used and has no good version admits nobody by default.

@@ -108,8 +108,10 @@ impl Source {
 
     /// The problem with a `MeshConfig` that has no good version, if there is one.
     pub fn unusable_mesh_config(&self) -> Option<Problem> {
-        let (key, _) =
-            self.objects.of_kind(Kind::MeshConfig).find(|(_, e)| *e.object == Object::UnusableMeshConfig)?;
+        let (key, _) = self
+            .objects
+            .of_kind(Kind::MeshConfig)
+            .find(|(_, e)| matches!(*e.object, Object::UnusableMeshConfig))?;
         let name = key.to_string();
         let mut problems = self.files.values().flat_map(|file| &file.problems);
         problems.find(|problem| problem.object.as_ref() == Some(&name)).cloned()

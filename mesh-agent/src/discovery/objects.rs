@@ -3,7 +3,7 @@
 //! Validation looks at one object at a time ("parse, don't validate": what is kept is the facts that the mesh needs,
 //! already read). What depends on other objects is `compile`'s part.
 //!
-//! Reading order: this file, `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `policy`, `config`.
+//! Reading order: this file, `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `route`, `policy`, `config`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,12 +13,13 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::problem::{Fault, FieldPath};
-use crate::model;
+use crate::model::{self, RouteKind};
 
 pub mod cluster;
 pub mod config;
 pub mod pod;
 pub mod policy;
+pub mod route;
 pub mod service;
 pub mod slice;
 
@@ -37,6 +38,8 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// A route of Gateway API.
+    Route(RouteKind),
     /// `weft.dev/v1alpha1` MeshConfig.
     MeshConfig,
     /// `weft.dev/v1alpha1` AuthorizationPolicy.
@@ -53,6 +56,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Route(kind) => kind.label(),
             Self::MeshConfig => "MeshConfig",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
@@ -121,7 +125,7 @@ pub(super) fn check_name(name: &str, len_max: usize) -> Result<(), String> {
 }
 
 /// One validated object.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Object {
     /// See [`cluster::Namespace`].
     Namespace(cluster::Namespace),
@@ -135,6 +139,8 @@ pub enum Object {
     Service(service::Service),
     /// See [`slice::Slice`].
     EndpointSlice(slice::Slice),
+    /// See [`route::Route`].
+    Route(Box<route::Route>),
     /// Settings of the mesh.
     MeshConfig(model::MeshConfig),
     /// There are settings, but they cannot be read: nobody is admitted by default.

@@ -88,6 +88,11 @@ impl FieldPath {
         self.then(Segment::Index(index))
     }
 
+    /// Further along another path.
+    pub fn join(&self, rest: &Self) -> Self {
+        Self(self.0.iter().chain(&rest.0).cloned().collect())
+    }
+
     fn then(&self, segment: Segment) -> Self {
         let mut path = self.0.clone();
         path.push(segment);

@@ -95,7 +95,7 @@ mod tests {
     use crate::discovery::{Discovery, Error, Settings, load, start};
     use crate::lifecycle::shutdown;
     use crate::registry::Registry;
-    use crate::{policy, registry};
+    use crate::{policy, registry, route};
 
     use super::*;
 
@@ -106,6 +106,7 @@ mod tests {
         world: World,
         registry: Registry,
         policies: policy::Policies,
+        routes: route::Routes,
         discovery: Discovery,
         stop: shutdown::Trigger,
     }
@@ -114,10 +115,11 @@ mod tests {
         let world = World::new(files);
         let (registry_writer, registry) = registry::new();
         let (policy_writer, policies) = policy::new();
+        let (route_writer, routes) = route::new();
         let (stop, shutdown) = shutdown::channel();
         let settings = Settings { dir: world.path("") };
-        let discovery = start(settings, registry_writer, policy_writer, shutdown).unwrap();
-        Running { world, registry, policies, discovery, stop }
+        let discovery = start(settings, registry_writer, policy_writer, route_writer, shutdown).unwrap();
+        Running { world, registry, policies, routes, discovery, stop }
     }
 
     /// Waits until the pods with these names, and no others, are known.
@@ -145,6 +147,7 @@ mod tests {
         assert_eq!(running.registry.snapshot().version, 1);
         assert_eq!(running.registry.snapshot().workloads().count(), 1);
         assert_eq!(*running.policies.changes().borrow(), 1);
+        assert_eq!(*running.routes.changes().borrow(), 1);
         assert_eq!((running.discovery.problem_count(), running.discovery.object_count()), (1, 1));
     }
 
@@ -193,6 +196,8 @@ mod tests {
             source,
             registry: registry_writer,
             policies: policy_writer,
+            routes: route::new().0,
+            memory: super::super::Memory::default(),
             discovery: discovery.clone(),
         };
         let (sender, events) = mpsc::channel(1);
@@ -200,7 +205,7 @@ mod tests {
         tasks::spawn("poll", run(publisher, events));
         let (stop, _) = shutdown::channel();
         world.write("a.yaml", &pod("a", "10.0.0.1"));
-        let running = Running { world, registry, policies, discovery, stop };
+        let running = Running { world, registry, policies, routes: route::new().1, discovery, stop };
         expect_pods(&running, &["a"]).await;
     }
 
@@ -218,7 +223,8 @@ mod tests {
     async fn start_refuses_a_missing_directory_and_unusable_settings() {
         let attempt = |dir: &Path| {
             let (_stop, shutdown) = shutdown::channel();
-            start(Settings { dir: dir.to_owned() }, registry::new().0, policy::new().0, shutdown)
+            let settings = Settings { dir: dir.to_owned() };
+            start(settings, registry::new().0, policy::new().0, route::new().0, shutdown)
         };
         assert!(matches!(attempt(Path::new("/nonexistent/world")), Err(Error::Directory { .. })));
         let text = "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: m}\nspec: {ca: {}}\n";
@@ -230,8 +236,8 @@ mod tests {
             other => panic!("{other:?}"),
         }
         // Tools still see the rest.
-        let (snapshot, policies, problems) = load(&world.path("")).unwrap();
-        assert_eq!((snapshot.workloads().count(), problems.len()), (0, 1));
-        assert_eq!(policies.default_inbound(), crate::model::DefaultInbound::Deny);
+        let loaded = load(&world.path("")).unwrap();
+        assert_eq!((loaded.snapshot.workloads().count(), loaded.problems.len()), (0, 1));
+        assert_eq!(loaded.policies.default_inbound(), crate::model::DefaultInbound::Deny);
     }
 }

@@ -41,6 +41,11 @@ impl Routes {
 }
 
 impl Writer {
+    /// The table that was published last.
+    pub fn current(&self) -> Arc<RouteTable> {
+        self.current.load_full()
+    }
+
     /// Replaces the table as a whole and returns how many times that has been done.
     pub fn publish(&self, table: RouteTable) -> u64 {
         self.current.store(Arc::new(table));

@@ -7,9 +7,10 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as slices};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::discovery::objects::{Key, Kind, Object, cluster, config, pod, policy, service, slice};
+use crate::discovery::objects::{Key, Kind, Object, cluster, config, pod, policy, route, service, slice};
 use crate::discovery::problem::{Fault, FieldPath, Problem, Segment};
 use crate::discovery::resources::{AuthorizationPolicy, MeshConfig};
+use crate::model::RouteKind;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +162,7 @@ fn recognise(api_version: &str, kind: &str) -> Recognised {
             refuse("kind", "a List is not read: write its items as documents of their own".into())
         }
         ("discovery.k8s.io", "v1", "EndpointSlice") => Recognised::Ours(Kind::EndpointSlice),
+        ("gateway.networking.k8s.io", version, kind) => recognise_route(version, kind),
         ("weft.dev", "v1alpha1", "MeshConfig") => Recognised::Ours(Kind::MeshConfig),
         ("weft.dev", "v1alpha1", "AuthorizationPolicy") => Recognised::Ours(Kind::AuthorizationPolicy),
         ("weft.dev", "v1alpha1", kind) if LATER.contains(&kind) => {
@@ -176,6 +178,22 @@ fn recognise(api_version: &str, kind: &str) -> Recognised {
         ("", ..) => Recognised::Ignored(kind.to_owned()),
         _ => Recognised::Ignored(format!("{kind}.{group}")),
     }
+}
+
+/// Routes, in the versions that have the shape of today's.
+fn recognise_route(version: &str, kind: &str) -> Recognised {
+    let (route, versions): (RouteKind, &[&str]) = match kind {
+        "HTTPRoute" => (RouteKind::Http, &["v1", "v1beta1"]),
+        "GRPCRoute" => (RouteKind::Grpc, &["v1"]),
+        "TLSRoute" => (RouteKind::Tls, &["v1", "v1alpha3", "v1alpha2"]),
+        "TCPRoute" => (RouteKind::Tcp, &["v1", "v1alpha2"]),
+        _ => return Recognised::Ignored(format!("{kind}.gateway.networking.k8s.io")),
+    };
+    if versions.contains(&version) {
+        return Recognised::Ours(Kind::Route(route));
+    }
+    let message = format!("version {version:?} of {kind} is not known: write {}", versions.join(" or "));
+    Recognised::Refused(Fault::at(FieldPath::of("apiVersion"), message))
 }
 
 impl Document {
@@ -224,6 +242,10 @@ impl Document {
                 .parse_ours()
                 .and_then(|object: MeshConfig| self.accepted(config::accept(&object.spec)))
                 .map(Object::MeshConfig),
+            Kind::Route(kind) => self
+                .parse::<serde_json::Value>()
+                .and_then(|object| self.accepted(route::accept(&key, kind, &object)))
+                .map(|route| Object::Route(Box::new(route))),
             Kind::Namespace => self
                 .parse::<core::Namespace>()
                 .and_then(|object| self.accepted(cluster::accept_namespace(&object)))
