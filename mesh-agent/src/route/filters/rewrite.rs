@@ -13,8 +13,8 @@ pub fn rewrite(rewrite: &Rewrite, prefix: Option<&str>, path_and_query: &str) ->
 
 /// Changes a path and leaves its query.
 ///
-/// A prefix edit joins with exactly one slash, whether or not replacement and rest bring one, and what would be empty is
-/// `/`. Where the rule matched no prefix there is none to replace and the path stays; routes that ask for that are not
+/// A prefix edit joins with exactly one slash, however many replacement and rest bring, and what would be empty is `/`. A
+/// path that began with two could be read as one that names a host. Where the rule matched no prefix there is none to replace and the path stays; routes that ask for that are not
 /// accepted in the first place.
 pub fn edit_path(edit: &PathEdit, prefix: Option<&str>, path_and_query: &str) -> String {
     let (path, query) = match path_and_query.find('?') {
@@ -37,12 +37,12 @@ fn rest_of<'a>(path: &'a str, prefix: Option<&str>) -> Option<&'a str> {
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-/// `head` and `rest` joined, with a slash at the beginning.
+/// `head` and `rest` joined, with one slash at the beginning and one between them.
 fn rooted(head: &str, rest: &str) -> String {
     let head = head.trim_start_matches('/');
-    match (head, rest) {
-        ("", "") => "/".to_owned(),
-        ("", rest) => rest.to_owned(),
-        (head, rest) => format!("/{head}{rest}"),
+    match rest.strip_prefix('/') {
+        None => format!("/{head}"),
+        Some(rest) if head.is_empty() => format!("/{}", rest.trim_start_matches('/')),
+        Some(rest) => format!("/{head}/{}", rest.trim_start_matches('/')),
     }
 }

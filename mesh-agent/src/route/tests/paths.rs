@@ -32,6 +32,11 @@ fn a_replaced_prefix_joins_with_one_slash() {
         ("/bar", "/", "/", "/bar"),
         ("/foo/bar", "/foo", "xyz", "/xyz/bar"),
         ("/foo/bar", "/foo/bar", "/a/b/c", "/a/b/c"),
+        ("/foo//bar", "/foo", "/xyz", "/xyz/bar"),
+        ("/foo//host.test/x", "/foo", "/", "/host.test/x"),
+        ("/foo/a//b", "/foo", "/", "/a//b"),
+        ("//bar", "/", "/xyz", "/xyz/bar"),
+        ("/foo/", "/foo", "//xyz//", "/xyz/"),
         // Not below the prefix, so nothing is replaced.
         ("/food", "/foo", "/xyz", "/food"),
         ("*", "/", "/xyz", "*"),
@@ -45,9 +50,13 @@ fn a_replaced_prefix_joins_with_one_slash() {
 
 #[test]
 fn a_replaced_path_keeps_the_query() {
-    for (path, full, expected) in
-        [("/a/b?c", "/x", "/x?c"), ("/a", "/", "/"), ("/a", "", "/"), ("/a?", "x/", "/x/?")]
-    {
+    for (path, full, expected) in [
+        ("/a/b?c", "/x", "/x?c"),
+        ("/a", "/", "/"),
+        ("/a", "", "/"),
+        ("/a?", "x/", "/x/?"),
+        ("/a", "//x", "/x"),
+    ] {
         assert_eq!(edit_path(&PathEdit::Full(full.into()), Some("/a"), path), expected);
     }
 }

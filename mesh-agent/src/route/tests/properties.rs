@@ -24,7 +24,9 @@ const NAMES: &[&str] = &["", "", "=a", "=b", "~a|c.*", "~.*", "~[ab]"];
 const VALUES: &[&str] = &["=1", "=A 1", "~[0-9]", "~.*1"];
 
 fn path() -> impl Strategy<Value = String> {
-    let segments = prop_oneof![2 => vec(select(SEGMENTS), 0..2), 3 => vec(select(SEGMENTS), 2..3)];
+    let segment = || prop_oneof![12 => select(SEGMENTS), 1 => Just("")];
+    let segments =
+        prop_oneof![2 => vec(segment(), 0..2), 3 => vec(segment(), 2..3), 1 => vec(segment(), 3..5)];
     segments.prop_map(|segments| format!("/{}", segments.join("/")))
 }
 
@@ -203,12 +205,15 @@ proptest! {
         rest in vec(select(SEGMENTS), 0..3),
         new in vec(select(SEGMENTS), 0..3),
         ends in any::<[bool; 3]>(),
+        slashes in 0_usize..3,
         query in select(&["", "?", "?a=/x//y"][..]),
     ) {
         let written = |segments: &[&str], slash: bool| {
             format!("/{}{}", segments.join("/"), if slash && !segments.is_empty() { "/" } else { "" })
         };
-        let path = written(&[prefix.clone(), rest.clone()].concat(), ends[0]);
+        // Between prefix and rest there may be more slashes than one.
+        let run = vec![""; if rest.is_empty() { 0 } else { slashes }];
+        let path = written(&[prefix.clone(), run, rest.clone()].concat(), ends[0]);
         let edit = PathEdit::Prefix(written(&new, ends[1]).into());
         let edited = edit_path(&edit, Some(&written(&prefix, ends[2])), &format!("{path}{query}"));
         let (edited, kept) = edited.split_at(edited.find('?').unwrap_or(edited.len()));
