@@ -1,8 +1,8 @@
 //! How fast the mesh is, beside the same thing without it, measured in one run on one machine.
 //!
-//! Reading order: [`splice`], [`tunnel`] and [`memory`] (what is measured and what it must reach), [`rounds`] (variants take
+//! Reading order: [`splice`], [`tunnel`], [`http`] and [`memory`] (what is measured and what it must reach), [`rounds`] (variants take
 //! turns, so that what disturbs the machine disturbs all alike), [`traffic`] (one measurement), [`stage`] (the labs it
-//! happens in), [`haproxy`] (the peer), [`wire`] (is it really encrypted), [`account`] (CPU, memory and metrics), [`report`]
+//! happens in), [`haproxy`] and [`envoy`] (the peers) on [`peer`], [`wire`] (is it really encrypted), [`account`] (CPU, memory and metrics), [`report`]
 //! (tables and JSON), [`interrupt`]. docs/benchmarks.md says how to read the results.
 //!
 //! A mark that is missed is a result; a measurement that went wrong is a failure. Only the second makes the command fail.
@@ -10,6 +10,8 @@
 mod splice;
 
 mod tunnel;
+
+mod http;
 
 mod memory;
 
@@ -20,6 +22,10 @@ mod traffic;
 mod stage;
 
 mod haproxy;
+
+mod envoy;
+
+mod peer;
 
 mod wire;
 
@@ -44,12 +50,14 @@ use report::Report;
 const RUN_DIR: &str = "/run/weft-bench";
 
 /// The benches.
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 pub enum Which {
     /// Two pods on one node: no mesh, spliced, and meshed without the splice.
     Splice,
     /// Two pods on two nodes: no mesh, Weft, and HAProxy with mutual TLS.
     Tunnel,
+    /// HTTP requests on one or two nodes: no mesh, Weft with a route, HAProxy and Envoy.
+    Http(http::Options),
     /// The agent's memory: by enrolled pods, and by open connections.
     Memory,
     /// All of them.
@@ -101,16 +109,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let _alone = alone()?;
     interrupt::watch()?;
     let effort = Effort { rounds: options.rounds, seconds: options.seconds, only: options.only.clone() };
-    let benches: &[fn(&Effort) -> Result<Report>] = match options.which {
-        Which::Splice => &[splice::run],
-        Which::Tunnel => &[tunnel::run],
-        Which::Memory => &[memory::run],
-        Which::All => &[splice::run, tunnel::run, memory::run],
-    };
+    let benches = benches(&options.which);
     let machine = report::machine();
     let to_stdout = options.json.as_ref().is_some_and(|path| path.as_os_str() == "-");
     let mut reports = Vec::new();
-    for bench in benches {
+    for bench in &benches {
         let report = bench(&effort)?;
         let text = report.text(&machine);
         if to_stdout {
@@ -129,6 +132,23 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let wrong: Vec<String> = reports.iter().flat_map(|report| report.wrong.clone()).collect();
     ensure!(wrong.is_empty(), "some measurements went wrong:\n  {}", wrong.join("\n  "));
     Ok(ExitCode::SUCCESS)
+}
+
+/// A bench with its own options.
+type Bench = Box<dyn Fn(&Effort) -> Result<Report>>;
+
+fn benches(which: &Which) -> Vec<Bench> {
+    let http = |options: http::Options| -> Bench { Box::new(move |effort| http::run(effort, &options)) };
+    match which {
+        Which::Splice => vec![Box::new(splice::run)],
+        Which::Tunnel => vec![Box::new(tunnel::run)],
+        Which::Http(options) => vec![http(options.clone())],
+        Which::Memory => vec![Box::new(memory::run)],
+        Which::All => {
+            let http = http(http::Options::default());
+            vec![Box::new(splice::run), Box::new(tunnel::run), http, Box::new(memory::run)]
+        }
+    }
 }
 
 /// Two benches at once would measure each other.

@@ -1,134 +1,142 @@
-//! The peer: HAProxy with mutual TLS in the places of the agents, one process with one thread per pod.
+//! The first peer: HAProxy with mutual TLS in the places of the agents, one process with one thread per pod.
 //!
 //! The client dials its own pod's HAProxy, that one HAProxy in the server's pod (TLS 1.3, both ends show a certificate of a
-//! CA made here), and that one the server over loopback.
+//! CA made here), and that one the server over loopback. Within one node there is only the client's, without TLS.
 
 use std::fmt::Write;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
+use super::peer::{self, Offsets, Proxy, Rules};
 use super::stage::Stage;
-use crate::lab::exec::pod_entry;
-use crate::lab::state::Pod;
-use crate::lab::{cgroup, pods};
+use crate::app::bench::client::requests::Protocol;
 use crate::setup;
 
-/// Added to a server's port: where the client's HAProxy listens.
-const CLIENT_OFFSET: u16 = 1000;
+/// One thread, as an agent of a node with one CPU has one worker; otherwise HAProxy's own defaults.
+const HEAD: &str = "global\n  nbthread 1\n  maxconn 8000\ndefaults\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n";
 
-/// Added to a server's port: where the server's HAProxy listens.
-const SERVER_OFFSET: u16 = 2000;
+/// Where they listen.
+pub const OFFSETS: Offsets = Offsets { near: 1000, far: 2000 };
 
-/// Two running HAProxies. The lab they run in ends them.
-pub struct Haproxy {
-    processes: Vec<Child>,
-    /// Their cgroups.
-    pub cgroups: Vec<PathBuf>,
+/// A port of the server, and how HAProxy carries what is sent to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Front {
+    port: u16,
+    mode: Mode,
 }
 
-/// Where a client dials to reach a server's port through HAProxy.
-pub fn dial(port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port + CLIENT_OFFSET)
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    /// Bytes, a connection for each connection.
+    Tcp,
+    /// Requests.
+    Http {
+        /// What the server speaks.
+        protocol: Protocol,
+        /// What the two HAProxies speak with each other: `h2`, or `http/1.1`.
+        between: &'static str,
+        /// Which requests go there.
+        rules: Rules,
+    },
+}
+
+impl Front {
+    /// Carries bytes.
+    pub fn tcp(port: u16) -> Self {
+        Self { port, mode: Mode::Tcp }
+    }
+
+    /// Carries requests.
+    pub fn http(port: u16, protocol: Protocol, between: &'static str, rules: Rules) -> Self {
+        Self { port, mode: Mode::Http { protocol, between, rules } }
+    }
+
+    /// The sections of a HAProxy that listens with `bind` and goes on to `server`.
+    fn sections(self, text: &mut String, bind: &str, server: &str, to_app: bool) {
+        let port = self.port;
+        // Writing to memory cannot fail.
+        let _ = match self.mode {
+            Mode::Tcp => writeln!(text, "listen p{port}\n  mode tcp\n  bind {bind}\n  server s {server}"),
+            Mode::Http { protocol, rules, .. } => {
+                let _ = writeln!(text, "frontend p{port}\n  mode http\n  bind {bind}");
+                for prefix in rules.prefixes() {
+                    let _ = writeln!(text, "  use_backend b{port} if {{ path_beg {prefix} }}");
+                }
+                let proto = if to_app && protocol == Protocol::Http2 { " proto h2" } else { "" };
+                writeln!(
+                    text,
+                    "backend b{port}\n  mode http\n  http-reuse always\n  server s {server}{proto}"
+                )
+            }
+        };
+    }
+
+    fn alpn(self) -> String {
+        match self.mode {
+            Mode::Tcp => String::new(),
+            Mode::Http { between, .. } => format!(" alpn {between}"),
+        }
+    }
+}
+
+/// Running HAProxies, the client's first.
+pub struct Haproxy {
+    proxies: Vec<Proxy>,
 }
 
 impl Haproxy {
     /// Starts one in each pod, for the given ports of the server.
-    pub fn start(stage: &Stage, client: &str, server: &str, ports: &[u16]) -> Result<Self> {
+    pub fn start(stage: &Stage, client: &str, server: &str, fronts: &[Front]) -> Result<Self> {
         setup::require_bench_tools()?;
-        let dir = stage.lab.dir.join("haproxy");
-        fs::create_dir_all(&dir)?;
-        certificates(&dir)?;
-        let (client, server) = (stage.pod(client)?, stage.pod(server)?);
-        let server_ip = server.ips.first().context("a pod has an address")?;
+        let dir = peer::directory(stage, "haproxy")?;
+        let server_ip = *stage.pod(server)?.ips.first().context("a pod has an address")?;
         let tls = |end: &str| {
             let dir = dir.display();
             format!("ssl crt {dir}/{end}.pem ca-file {dir}/ca.crt verify required ssl-min-ver TLSv1.3")
         };
         let (mut at_client, mut at_server) = (HEAD.to_owned(), HEAD.to_owned());
-        for port in ports {
-            let (near, far) = (port + CLIENT_OFFSET, port + SERVER_OFFSET);
-            let _ = writeln!(
-                at_client,
-                "listen p{port}\n  bind 127.0.0.1:{near}\n  server s {server_ip}:{far} {}",
-                tls("client")
-            );
-            let _ = writeln!(
-                at_server,
-                "listen p{port}\n  bind :{far} {}\n  server s 127.0.0.1:{port}",
-                tls("server")
-            );
+        for front in fronts {
+            let (near, far, alpn) = (front.port + OFFSETS.near, front.port + OFFSETS.far, front.alpn());
+            let onward = format!("{server_ip}:{far} {}{alpn}", tls("client"));
+            front.sections(&mut at_client, &format!("127.0.0.1:{near}"), &onward, false);
+            let bind = format!(":{far} {}{alpn}", tls("server"));
+            front.sections(&mut at_server, &bind, &format!("127.0.0.1:{}", front.port), true);
         }
-        let mut both = Self { processes: Vec::new(), cgroups: Vec::new() };
-        both.start_one(stage, client, &dir.join("client.cfg"), &at_client)?;
-        both.start_one(stage, server, &dir.join("server.cfg"), &at_server)?;
-        Ok(both)
+        let proxies = vec![
+            start_one(stage, client, &dir.join("client.cfg"), &at_client)?,
+            start_one(stage, server, &dir.join("server.cfg"), &at_server)?,
+        ];
+        Ok(Self { proxies })
     }
 
-    fn start_one(&mut self, stage: &Stage, pod: &Pod, file: &Path, text: &str) -> Result<()> {
-        fs::write(file, text)?;
-        let cgroup = pod.cgroup.join("haproxy");
-        cgroup::create(&cgroup)?;
-        let mut entry = pod_entry(&stage.lab, pod)?;
-        entry.cgroup.clone_from(&cgroup);
-        let words = ["haproxy", "-db", "-f", &file.to_string_lossy()].map(str::to_owned);
-        let process = pods::spawn(&entry, &words, &file.with_extension("log"), Stdio::null())
-            .context("cannot start haproxy")?;
-        self.processes.push(process);
-        self.cgroups.push(cgroup);
-        Ok(())
+    /// Starts only the client's, which goes to the server without TLS.
+    pub fn start_alone(stage: &Stage, client: &str, server: &str, fronts: &[Front]) -> Result<Self> {
+        setup::require_bench_tools()?;
+        let dir = peer::directory(stage, "haproxy")?;
+        let server_ip = *stage.pod(server)?.ips.first().context("a pod has an address")?;
+        let mut text = HEAD.to_owned();
+        for front in fronts {
+            let bind = format!("127.0.0.1:{}", front.port + OFFSETS.near);
+            front.sections(&mut text, &bind, &format!("{server_ip}:{}", front.port), true);
+        }
+        Ok(Self { proxies: vec![start_one(stage, client, &dir.join("client.cfg"), &text)?] })
     }
 
     /// Their processes, once they have become haproxy.
     pub fn pids(&self) -> Vec<u32> {
-        self.processes.iter().map(Child::id).collect()
+        self.proxies.iter().map(Proxy::pid).collect()
+    }
+
+    /// Their cgroups.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        self.proxies.iter().map(|proxy| proxy.cgroup.clone()).collect()
     }
 }
 
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-/// One thread, as an agent of a node with one CPU has one worker; otherwise HAProxy's own defaults.
-const HEAD: &str = "global\n  nbthread 1\n  maxconn 8000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n";
-
-/// A CA and two certificates (P-256, as the mesh's own), with the `openssl` command.
-fn certificates(dir: &Path) -> Result<()> {
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    openssl(
-        dir,
-        &[
-            &["req", "-x509"],
-            &key[..],
-            &["-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=bench CA", "-days", "2"],
-        ],
-    )?;
-    for end in ["client", "server"] {
-        let (key_file, request, certificate, subject) =
-            (format!("{end}.key"), format!("{end}.csr"), format!("{end}.crt"), format!("/CN={end}"));
-        openssl(dir, &[&["req"], &key[..], &["-keyout", &key_file, "-out", &request, "-subj", &subject]])?;
-        let sign = ["x509", "-req", "-in", &request, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"];
-        openssl(dir, &[&sign[..], &["-out", &certificate, "-days", "2"]])?;
-        let mut both = fs::read(dir.join(certificate))?;
-        both.extend(fs::read(dir.join(key_file))?);
-        fs::write(dir.join(format!("{end}.pem")), both)?;
-    }
-    Ok(())
-}
-
-fn openssl(dir: &Path, words: &[&[&str]]) -> Result<()> {
-    let words: Vec<&str> = words.concat();
-    let output = Command::new("openssl").args(&words).current_dir(dir).stdin(Stdio::null()).output();
-    let output = output.context("cannot run openssl")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "openssl {} failed: {}", words.join(" "), said.trim());
-    Ok(())
+fn start_one(stage: &Stage, pod: &str, file: &Path, text: &str) -> Result<Proxy> {
+    fs::write(file, text)?;
+    let words = ["haproxy", "-db", "-f", &file.to_string_lossy()].map(str::to_owned);
+    Proxy::start(stage, pod, "haproxy", &words, &file.with_extension("log"))
 }

@@ -13,7 +13,7 @@ use super::Effort;
 use super::report::{Report, Wanted, difference, number, ratio, shown, times};
 use super::rounds::{Series, interleave};
 use super::stage::{Stage, namespace_yaml, pod_yaml};
-use super::traffic::{Ends, Kind, Path, measure};
+use super::traffic::{Dial, Ends, Kind, Path, measure};
 use crate::shell::say;
 
 /// What is measured where.
@@ -57,7 +57,14 @@ pub fn run(effort: &Effort) -> Result<Report> {
     let plain = Stage::up("bench-splice-plain", &world, &["--nodes", "1", "--no-mesh"])?;
     let mesh = Stage::up("bench-splice-mesh", &world, &["--nodes", "1"])?;
     let agents = vec![mesh.lab.nodes[0].agent_cgroup()];
-    let path = |stage, client, server, proxies| Path { stage, client, server, dial: None, proxies };
+    let path = |stage, client, server, proxies| Path {
+        stage,
+        client,
+        server,
+        dial: Dial::Server,
+        proxies,
+        pids: Vec::new(),
+    };
     let variants = [
         path(&plain, "client", "server", Vec::new()),
         path(&mesh, "client", "server", agents.clone()),
@@ -66,7 +73,7 @@ pub fn run(effort: &Effort) -> Result<Report> {
     say("bench splice: same node");
     let name = |one: &Measure, path: &Path<'_>| format!("{} ({})", one.name(), path.client);
     let series = interleave(effort, &measures, &variants, name, |one, path| {
-        measure(path, one.kind, one.ends, effort.seconds)
+        measure(path, &one.kind.traffic(), one.ends, effort.seconds)
     })?;
     Ok(report(effort, &measures, &series))
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -25,7 +25,19 @@ const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 /// Threads of a server that answers many short connections: more than any client opens at a time.
 const ACCEPT_THREADS: usize = 40;
 
-/// What is sent.
+/// What a server and a client are told to do.
+pub struct Traffic {
+    /// The server's port.
+    pub port: u16,
+    /// The server's part of its command line.
+    pub server_words: Vec<String>,
+    /// The client's.
+    pub client_words: Vec<String>,
+    /// Connections that the client opens; as many as it counts when absent.
+    pub connections: Option<u64>,
+}
+
+/// What is sent over plain TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Kind {
     /// Round trips of this many bytes each way on one connection.
@@ -59,9 +71,14 @@ impl Kind {
         }
     }
 
-    /// How many connections a client of this kind has opened.
-    fn connections(self, client: &Measured) -> u64 {
-        if matches!(self, Self::Connections(_)) { client.count_all } else { 1 }
+    /// What the ends are told to do.
+    pub fn traffic(self) -> Traffic {
+        Traffic {
+            port: self.port(),
+            server_words: self.server_words(),
+            client_words: self.client_words(),
+            connections: (!matches!(self, Self::Connections(_))).then_some(1),
+        }
     }
 
     fn server_words(self) -> Vec<String> {
@@ -92,10 +109,36 @@ pub struct Path<'a> {
     pub client: &'a str,
     /// The server's pod.
     pub server: &'a str,
-    /// Where the client dials; the server's own address when absent.
-    pub dial: Option<fn(u16) -> SocketAddr>,
+    /// Where the client dials.
+    pub dial: Dial,
     /// Cgroups of the proxies or agents on the way.
     pub proxies: Vec<PathBuf>,
+    /// The proxies' or agents' processes whose memory is read during each run; none when it does not matter.
+    pub pids: Vec<u32>,
+}
+
+/// Where a client dials.
+#[derive(Clone, Copy, Debug)]
+pub enum Dial {
+    /// The server's own address.
+    Server,
+    /// This address: a service's.
+    Address(IpAddr),
+    /// A proxy in the client's pod, which listens at the server's port and this much.
+    Proxy(u16),
+}
+
+impl Dial {
+    fn target(self, path: &Path<'_>, port: u16) -> Result<SocketAddr> {
+        Ok(match self {
+            Self::Server => {
+                let ips = &path.stage.pod(path.server)?.ips;
+                SocketAddr::new(*ips.first().context("a pod has an address")?, port)
+            }
+            Self::Address(address) => SocketAddr::new(address, port),
+            Self::Proxy(offset) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port + offset),
+        })
+    }
 }
 
 /// Which CPU each end stays on.
@@ -124,6 +167,10 @@ pub struct Sample {
     pub stolen_cores: f64,
     /// Connections that the agents say were opened, by path.
     pub paths: BTreeMap<String, f64>,
+    /// Requests that the client's agent counted, by route.
+    pub routes: BTreeMap<String, f64>,
+    /// Resident memory of the proxies or agents towards the end of the run, in KiB.
+    pub rss_kib: Vec<f64>,
 }
 
 impl Sample {
@@ -144,29 +191,26 @@ impl Sample {
 }
 
 /// Measures once.
-pub fn measure(path: &Path<'_>, kind: Kind, ends: Ends, seconds: f64) -> Result<Sample> {
+pub fn measure(path: &Path<'_>, traffic: &Traffic, ends: Ends, seconds: f64) -> Result<Sample> {
     interrupt::check()?;
-    let mut server =
-        Server::start(path.stage, path.server, kind.port(), ends.server_cpu, kind.server_words())?;
-    let target = match path.dial {
-        Some(dial) => dial(kind.port()),
-        None => SocketAddr::new(
-            *path.stage.pod(path.server)?.ips.first().context("a pod has an address")?,
-            kind.port(),
-        ),
-    };
-    let mut client = client_command(path, target, ends.client_cpu, seconds, kind.client_words())?;
-    let opened = opened_by_path(path)?;
+    let words = traffic.server_words.clone();
+    let mut server = Server::start(path.stage, path.server, traffic.port, ends.server_cpu, words)?;
+    let target = path.dial.target(path, traffic.port)?;
+    let words = traffic.client_words.clone();
+    let mut client = client_command(path, target, ends.client_cpu, seconds, words)?;
+    let opened = counted(path, Family::Connections)?;
+    let requests = counted(path, Family::Requests)?;
     let (all, proxies) = (account::cpu_s(&path.stage.cgroup()?)?, cpu_of(&path.proxies)?);
     let before = Moment::now()?;
-    let output = client.output().context("cannot start the client")?;
+    let (output, rss_kib) = run_client(&mut client, path, seconds)?;
     let between = before.until(&Moment::now()?);
     let cpu_path_s = account::cpu_s(&path.stage.cgroup()?)? - all;
     let cpu_proxies_s = cpu_of(&path.proxies)? - proxies;
     ensure!(output.status.success(), "the client in {} ended with {}", path.client, output.status);
     let client: Measured =
         serde_json::from_slice(&output.stdout).context("the client's result is not readable")?;
-    let paths = wait_counted(path, &opened, kind.connections(&client))?;
+    let paths = wait_counted(path, &opened, traffic.connections.unwrap_or(client.count_all))?;
+    let routes = account::growth(&requests, &counted(path, Family::Requests)?);
     let server = server.end()?;
     let foreign_cores = (between.busy - cpu_path_s / between.seconds).max(0.0);
     Ok(Sample {
@@ -177,7 +221,20 @@ pub fn measure(path: &Path<'_>, kind: Kind, ends: Ends, seconds: f64) -> Result<
         foreign_cores,
         stolen_cores: between.stolen,
         paths,
+        routes,
+        rss_kib,
     })
+}
+
+/// Runs a client to its end, and reads the proxies' memory when most of its time has passed.
+fn run_client(client: &mut Command, path: &Path<'_>, seconds: f64) -> Result<(Output, Vec<f64>)> {
+    let child = client.stdout(Stdio::piped()).spawn().context("cannot start the client")?;
+    let mut rss_kib = Vec::new();
+    if !path.pids.is_empty() {
+        thread::sleep(Duration::from_secs_f64(seconds * 0.9));
+        rss_kib = path.pids.iter().map(|pid| account::rss_kib(*pid)).collect::<Result<_>>()?;
+    }
+    Ok((child.wait_with_output().context("cannot wait for the client")?, rss_kib))
 }
 
 fn client_command(
@@ -205,19 +262,27 @@ fn cpu_of(cgroups: &[PathBuf]) -> Result<f64> {
     cgroups.iter().map(|cgroup| account::cpu_s(cgroup)).sum()
 }
 
-/// Connections that the client's pod has opened so far, by path, as the agents of the lab count them.
-fn opened_by_path(way: &Path<'_>) -> Result<BTreeMap<String, f64>> {
+/// What agents count.
+#[derive(Clone, Copy)]
+enum Family {
+    /// Opened connections, by path.
+    Connections,
+    /// Requests, by route.
+    Requests,
+}
+
+/// What the client's pod has done so far, as the agents of the lab count it.
+fn counted(way: &Path<'_>, family: Family) -> Result<BTreeMap<String, f64>> {
+    let (name, label) = match family {
+        Family::Connections => ("weft_connections_opened_total", "path"),
+        Family::Requests => ("weft_http_requests_total", "route"),
+    };
     let mut sums = BTreeMap::new();
     for agent in way.stage.lab.nodes.iter().filter_map(|node| node.agent.as_ref()) {
         let page = account::metrics(&agent.admin)?;
         let by = format!("source_workload=\"{}\"", way.client);
-        for (path, count) in account::sums_by_label(
-            &page,
-            "weft_connections_opened_total",
-            &["reporter=\"source\"", &by],
-            "path",
-        ) {
-            *sums.entry(path).or_insert(0.0) += count;
+        for (key, count) in account::sums_by_label(&page, name, &["reporter=\"source\"", &by], label) {
+            *sums.entry(key).or_insert(0.0) += count;
         }
     }
     Ok(sums)
@@ -231,7 +296,7 @@ fn wait_counted(
 ) -> Result<BTreeMap<String, f64>> {
     let deadline = clock::now() + COUNT_PATIENCE;
     loop {
-        let grown = account::growth(before, &opened_by_path(way)?);
+        let grown = account::growth(before, &counted(way, Family::Connections)?);
         let counted: f64 = grown.values().sum();
         if counted >= wanted as f64 || clock::now() > deadline || way.stage.lab.control.is_none() {
             return Ok(grown);

@@ -3,17 +3,16 @@
 //! Each node is held to one CPU: the client and everything that serves it on the first, the server's side on the second.
 
 use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::haproxy::{self, Haproxy};
+use super::haproxy::{self, Front, Haproxy};
 use super::report::{Report, Wanted, difference, number, ratio, shown, times};
 use super::rounds::{Series, interleave};
 use super::stage::{Stage, namespace_yaml, pod_yaml};
-use super::traffic::{Ends, Kind, Path, Sample, measure};
-use super::{Effort, account, interrupt, wire};
+use super::traffic::{Dial, Ends, Kind, Path, Sample, measure};
+use super::{Effort, account, wire};
 use crate::shell::say;
 
 const KINDS: [Kind; 5] =
@@ -28,34 +27,38 @@ const LABELS: [&str; 3] = ["no mesh", "weft", "haproxy"];
 /// The client's node and the server's each have one CPU.
 const ENDS: Ends = Ends { client_cpu: 0, server_cpu: 1 };
 
-/// How often a variant may fail before it is ready.
-const TRIES: usize = 20;
-
 /// Runs the bench.
 pub fn run(effort: &Effort) -> Result<Report> {
     ensure!(thread::available_parallelism()?.get() >= 2, "two nodes of one CPU each need two CPUs");
     let world = namespace_yaml() + &pod_yaml("client", "node-1", "") + &pod_yaml("server", "node-2", "");
     let plain = Stage::up("bench-tunnel-plain", &world, &["--pin-cpus", "--no-mesh"])?;
     let mesh = Stage::up("bench-tunnel-mesh", &world, &["--pin-cpus"])?;
-    let haproxy = Haproxy::start(&plain, "client", "server", &KINDS.map(Kind::port))?;
+    let haproxy = Haproxy::start(&plain, "client", "server", &KINDS.map(|kind| Front::tcp(kind.port())))?;
     let agents = mesh.lab.nodes.iter().map(|node| node.agent_cgroup()).collect();
-    let path = |stage, dial, proxies| Path { stage, client: "client", server: "server", dial, proxies };
+    let path = |stage, dial, proxies| Path {
+        stage,
+        client: "client",
+        server: "server",
+        dial,
+        proxies,
+        pids: Vec::new(),
+    };
     let variants = [
-        path(&plain, None, Vec::new()),
-        path(&mesh, None, agents),
-        path(&plain, Some(haproxy::dial), haproxy.cgroups.clone()),
+        path(&plain, Dial::Server, Vec::new()),
+        path(&mesh, Dial::Server, agents),
+        path(&plain, Dial::Proxy(haproxy::OFFSETS.near), haproxy.cgroups()),
     ];
     let kinds: Vec<Kind> = KINDS.into_iter().filter(|kind| effort.wants(&kind.name())).collect();
     say("bench tunnel: two nodes");
     let mut report = empty(effort);
     for (path, label) in variants.iter().zip(LABELS) {
-        check_wire(&mut report, path, label)?;
+        wire::check(&mut report, path, &KINDS[0].traffic(), ENDS, label)?;
     }
     let idle = [agent_rss(&mesh)?, rss(&haproxy.pids())?];
     let measured = variants.iter().zip(LABELS).collect::<Vec<_>>();
     let name = |kind: &Kind, variant: &(&Path<'_>, &str)| format!("{}, {}", kind.name(), variant.1);
     let series = interleave(effort, &kinds, &measured, name, |kind, (path, _)| {
-        measure(path, *kind, ENDS, effort.seconds)
+        measure(path, &kind.traffic(), ENDS, effort.seconds)
     })?;
     let busy = [agent_rss(&mesh)?, rss(&haproxy.pids())?];
     fill(&mut report, &kinds, &series);
@@ -95,44 +98,6 @@ fn empty(effort: &Effort) -> Report {
         wrong: Vec::new(),
         samples: json!([]),
     }
-}
-
-/// Waits until a variant works, then looks whether its payload crosses the wire in the clear. Without a mesh it must, or
-/// the look itself is worth nothing.
-fn check_wire(report: &mut Report, path: &Path<'_>, label: &str) -> Result<()> {
-    let short = 0.05;
-    let mut tries = 0;
-    loop {
-        let sample = measure(path, KINDS[0], ENDS, short)?;
-        if sample.is_clean() {
-            break;
-        }
-        tries += 1;
-        if tries == TRIES {
-            bail!("{label}: no traffic gets through: {}", sample.client.errors.join("; "));
-        }
-        interrupt::sleep(Duration::from_millis(200))?;
-    }
-    let node = &path.stage.lab.nodes[0];
-    let (sample, seen) = wire::watch(&node.netns, || measure(path, KINDS[0], ENDS, short))?;
-    let (frames, clear) = (seen.frames, seen.in_the_clear);
-    report.notes.push(format!(
-        "wire, {label}: {} round trips, {frames} frames on node-1's uplink, {clear} with payload in the clear; connections: {}",
-        sample.client.count_all, connections(&sample)
-    ));
-    let wrong = match label {
-        "no mesh" => clear == 0,
-        _ => clear > 0 || frames < sample.client.count_all.min(20),
-    };
-    if wrong {
-        report.wrong.push(format!("wire, {label}: {clear} of {frames} frames in the clear"));
-    }
-    Ok(())
-}
-
-fn connections(sample: &Sample) -> String {
-    let words: Vec<String> = sample.paths.iter().map(|(path, count)| format!("{path} {count}")).collect();
-    if words.is_empty() { "none counted".to_owned() } else { words.join(", ") }
 }
 
 fn agent_rss(stage: &Stage) -> Result<String> {
