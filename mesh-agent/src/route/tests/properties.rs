@@ -126,7 +126,7 @@ fn keys(routes: &[Route]) -> Vec<Precedence> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
 
     #[test]
     fn the_router_agrees_with_going_through_every_rule(

@@ -1,6 +1,6 @@
 //! Hosts, headers, query parameters, expressions and calls: what matches and what does not.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 use super::fixtures::*;
 use crate::model::RequestMatch;
@@ -148,30 +148,4 @@ fn calls_are_matched_by_service_and_method() {
 fn no_route_and_no_rule_match_nothing() {
     matches(&router(Vec::new()), &Sent::new("GET /", &[]), false);
     matches(&router(vec![http("empty", Vec::new())]), &Sent::new("GET /", &[]), false);
-}
-
-/// Together they exceed what one compiled set may hold, so that they are split; which ones match stays the same.
-#[test]
-fn expressions_too_large_for_one_set_still_match() {
-    let rules = (0..12).map(|n| rule(vec![regex(&format!("/{n}/\\pL{{1,150}}"))], &n.to_string()));
-    let router = router(vec![http("large", rules.collect())]);
-    for n in [0, 5, 11] {
-        let line = format!("GET /{n}/ä");
-        check(&router, &[(&line, &[], &format!("{n} echo/{n}/ä"))]);
-    }
-    assert!(router.find(&Sent::new("GET /12/ä", &[]).head()).is_none());
-}
-
-#[test]
-fn a_head_borrows_everything() {
-    let headers = HeaderMap::new();
-    let head = crate::route::RequestHead {
-        host: None,
-        method: &http::Method::GET,
-        path: "/",
-        query: None,
-        headers: &headers,
-    };
-    let copy = head;
-    assert_eq!(copy.path, head.path);
 }
