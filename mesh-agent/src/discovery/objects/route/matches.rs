@@ -11,7 +11,7 @@ use gateway_api::httproutes::{
 use regex::{Regex, RegexBuilder};
 
 use super::{Fault, FieldPath, at_most};
-use crate::model::{HeaderMatch, PathMatch, QueryMatch, StringMatch};
+use crate::model::{HeaderMatch, PathMatch, QueryMatch, RequestPath, StringMatch};
 
 /// Most headers or query parameters of one match, and most changes of one kind in a header modifier.
 pub(super) const ENTRIES_MAX: usize = 16;
@@ -46,7 +46,8 @@ pub(super) fn path(
     }
 }
 
-/// A path that is compared as it stands. Parts that a server may take for another path are refused, as the CRD does.
+/// A path in the normal form that requests are brought into. Parts that a server may take for another path are refused, as
+/// the CRD does.
 fn plain_path(text: &str, field: impl Fn() -> FieldPath) -> Result<Arc<str>, Fault> {
     let refuse = |why: &str| Err(Fault::at(field(), format!("{text:?} cannot be a path: {why}")));
     if !text.starts_with('/') {
@@ -62,7 +63,10 @@ fn plain_path(text: &str, field: impl Fn() -> FieldPath) -> Result<Arc<str>, Fau
     if !is_path_text(text) {
         return refuse("write characters other than a-z, A-Z, 0-9 and -._~!$&'()*+,;=:@/ as %XX");
     }
-    Ok(text.into())
+    match RequestPath::parse(text) {
+        Ok(path) => Ok(path.as_str().into()),
+        Err(fault) => refuse(&fault.to_string()),
+    }
 }
 
 /// Only characters that a path can have (RFC 3986 section 3.3), and whole escapes.

@@ -76,13 +76,14 @@ fn every_part_of_a_match_reaches_the_model() {
     assert_eq!(
         matches(
             RouteKind::Http,
-            "{path: {value: /a/}, method: PATCH}, {path: {type: Exact, value: '/a/b%20c'}}, {path: {type: RegularExpression, value: '/v[12]/.*'}},
+            "{path: {value: /a/}, method: PATCH}, {path: {type: Exact, value: '/a/b%20c'}}, {path: {type: Exact, value: '/%7Eann/%c3%a9'}}, {path: {type: RegularExpression, value: '/v[12]/.*'}},
              {headers: [{name: X-Team, value: red}, {name: x-team, value: ignored}, {name: v, type: RegularExpression, value: 'a|b'}],
               queryParams: [{name: q, value: '1'}, {name: Q, type: RegularExpression, value: '.+'}]}, {}"
         ),
         [
             "/a* PATCH",
             "=/a/b%20c",
+            "=/~ann/%C3%A9",
             r"~\A(?:/v[12]/.*)\z",
             r"* x-team=red v~\A(?:a|b)\z ?q=1 ?Q~\A(?:.+)\z",
             "*"
