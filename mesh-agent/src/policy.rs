@@ -1,10 +1,10 @@
-//! May this connection pass? A pure function from facts to a [`Permit`] or a named [`Refusal`].
+//! May this connection, or this request, pass? A pure function from facts to a [`Permit`] or a named [`Refusal`].
 //!
 //! Layer 2, a deciding room. Evaluated at the destination before any byte reaches the application; the same function
 //! compiles the kernel's verdicts, so spliced, tunnelled and plaintext connections get the same answer. It never reads a
 //! packet, a clock or a file, and never learns where policies came from.
 //!
-//! Reading order: this door, `rules` (does one rule match), `evaluate` (the order of judgement), `explain` (the same
+//! Reading order: this door, `rules` (does one rule match), `requests` (its part about requests), `evaluate` (the order of judgement), `explain` (the same
 //! order, told to people), `handle` (how a set is swapped as a whole).
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ use crate::model::{
 mod evaluate;
 mod explain;
 mod handle;
+mod requests;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -59,7 +60,7 @@ pub struct Request<'a> {
     pub host: Option<&'a str>,
 }
 
-/// Proof that policy admitted a connection. Later steps demand it; only [`PolicySet::evaluate`] makes one.
+/// Proof that policy admitted a connection or a request. Later steps demand it; only [`PolicySet::evaluate`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
     /// The ALLOW policy and rule index that admitted it; `None`: no ALLOW selected the pod and the default admits.
@@ -71,7 +72,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// The ALLOW policy and the index of its rule that admitted the connection; `None`: the mesh-wide default did.
+    /// The ALLOW policy and the index of its rule that admitted it; `None`: the mesh-wide default did.
     pub fn policy(&self) -> Option<(&PolicyName, usize)> {
         self.by.as_ref().map(|(name, rule)| (name, *rule))
     }
@@ -97,7 +98,7 @@ impl fmt::Display for Permit {
     }
 }
 
-/// Why policy refused a connection.
+/// Why policy refused a connection or a request. For logs and people inside: the answer to the client names nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// A DENY rule matched.
@@ -106,6 +107,8 @@ pub enum Refusal {
         policy: PolicyName,
         /// Index of the rule.
         rule: usize,
+        /// How the request's path had to be read for it, where that is not how it is written.
+        reading: Option<Arc<str>>,
         /// AUDIT policies that matched too.
         audits: Vec<PolicyName>,
     },
@@ -122,6 +125,8 @@ pub enum Refusal {
     NotAllowed {
         /// The policies that select the pod.
         candidates: Vec<PolicyName>,
+        /// The reading of the request's path that none of them admits, where that is not how it is written.
+        reading: Option<Arc<str>>,
         /// AUDIT policies that matched too.
         audits: Vec<PolicyName>,
     },
@@ -174,17 +179,21 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Denied { policy, rule, .. } => write!(f, "refused by rule {rule} of DENY policy {policy}"),
+            Self::Denied { policy, rule, reading, .. } => {
+                write!(f, "refused by rule {rule} of DENY policy {policy}")?;
+                write_reading(f, reading.as_deref())
+            }
             Self::Unusable { policy, reason, .. } => {
                 write!(f, "refused because policy {policy} cannot be enforced: {reason}")
             }
-            Self::NotAllowed { candidates, .. } => {
+            Self::NotAllowed { candidates, reading, .. } => {
                 let word = if candidates.len() == 1 { "policy" } else { "policies" };
                 write!(f, "refused because no rule of ALLOW {word} ")?;
                 for (index, policy) in candidates.iter().enumerate() {
                     write!(f, "{}{policy}", if index == 0 { "" } else { ", " })?;
                 }
-                f.write_str(" matches")
+                f.write_str(" matches")?;
+                write_reading(f, reading.as_deref())
             }
             Self::NotAuthenticated { .. } => f.write_str(
                 "refused by the mesh-wide default Authenticated: the client has no verified identity",
@@ -194,6 +203,10 @@ impl fmt::Display for Refusal {
             }
         }
     }
+}
+
+fn write_reading(f: &mut fmt::Formatter<'_>, reading: Option<&str>) -> fmt::Result {
+    reading.map_or(Ok(()), |path| write!(f, ": a server could read the path as {path}"))
 }
 
 /// All policies, compiled. Immutable.

@@ -1,4 +1,4 @@
-//! `/policy/explain`: would this connection pass, and which rule says so?
+//! `/policy/explain`: would this connection, or this request, pass, and which rule says so?
 //!
 //! The same function answers for an agent and, in `meshctl`, for a directory of objects without any agent.
 
@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Serialize;
 
 use super::{Query, Refused};
-use crate::model::{Service, Workload, WorkloadName, canonical_ip};
-use crate::policy::{Deciding, Explanation, Facts, PolicySet};
+use crate::model::{PathFault, RequestPath, Service, Workload, WorkloadName, canonical_ip};
+use crate::policy::{Deciding, Explanation, Facts, PolicySet, Request};
 use crate::registry::Snapshot;
 
 /// Who asks to connect.
@@ -49,6 +50,12 @@ pub enum Error {
         "{0:?} is not a target: write NAMESPACE/POD:PORT or NAMESPACE/SERVICE:PORT, with pod/ or svc/ in front where both exist"
     )]
     Target(String),
+    /// Not a method.
+    #[error("{0:?} is not a method: write for example GET")]
+    Method(String),
+    /// Not a header.
+    #[error("{0:?} is not a header: write NAME: VALUE")]
+    Header(String),
     /// The client is not known.
     #[error("no pod {0} is known")]
     NoClient(WorkloadName),
@@ -70,13 +77,57 @@ pub enum Error {
     NoEndpoint(String),
 }
 
-/// Who dials whom.
+/// Who dials whom, and sends what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Who asks to connect.
     pub from: Client,
     /// Whom it dials.
     pub to: Target,
+    /// The request; `None`: a connection that is not HTTP.
+    pub request: Option<Asked>,
+}
+
+/// A request to be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    method: Method,
+    /// As a client would write it.
+    target: String,
+    headers: HeaderMap,
+    host: Option<String>,
+}
+
+impl Asked {
+    /// Reads the parts of a request, `None` when none is given. What is left out is `GET`, `/`, no header and no host;
+    /// a header is written `NAME: VALUE`.
+    ///
+    /// # Errors
+    /// A part is malformed. The path is not among them: what is wrong with it is part of the answer.
+    pub fn read(
+        method: Option<&str>,
+        path: Option<&str>,
+        headers: &[&str],
+        host: Option<&str>,
+    ) -> Result<Option<Self>, Error> {
+        if method.is_none() && path.is_none() && headers.is_empty() && host.is_none() {
+            return Ok(None);
+        }
+        let method = method.unwrap_or("GET");
+        Ok(Some(Self {
+            method: method.parse().map_err(|_| Error::Method(method.to_owned()))?,
+            target: path.unwrap_or("/").to_owned(),
+            headers: headers.iter().map(|line| header(line)).collect::<Result<_, Error>>()?,
+            host: host.map(str::to_owned),
+        }))
+    }
+}
+
+fn header(line: &str) -> Result<(HeaderName, HeaderValue), Error> {
+    let refused = || Error::Header(line.to_owned());
+    let (name, value) = line.split_once(':').ok_or_else(refused)?;
+    let name = name.trim().parse().map_err(|_| refused())?;
+    Ok((name, HeaderValue::from_str(value.trim()).map_err(|_| refused())?))
 }
 
 /// What policy says about it.
@@ -151,7 +202,8 @@ fn pair(text: &str) -> Option<(&str, &str)> {
 }
 
 impl Question {
-    /// Reads `from`, `to` and `port` (or `to` with the port behind a colon).
+    /// Reads `from`, `to` and `port` (or `to` with the port behind a colon), and for a request `method`, `path`, `host`
+    /// and `header` (several of them on lines of their own).
     ///
     /// # Errors
     /// A part is missing or malformed.
@@ -163,7 +215,9 @@ impl Question {
             Some(port) => format!("{to}:{port}").parse(),
             None => to.parse(),
         };
-        Ok(Self { from, to: to.map_err(malformed)? })
+        let headers: Vec<&str> = query.value("header").into_iter().flat_map(str::lines).collect();
+        let request = Asked::read(query.value("method"), query.value("path"), &headers, query.value("host"));
+        Ok(Self { from, to: to.map_err(malformed)?, request: request.map_err(malformed)? })
     }
 }
 
@@ -195,6 +249,16 @@ pub fn answer(snapshot: &Snapshot, policies: &PolicySet, question: &Question) ->
         Client::Address(ip) => snapshot.workload_by_ip(*ip),
     };
     let targets = targets(snapshot, &question.to)?;
+    let path = match question.request.as_ref().map(|asked| RequestPath::parse(&asked.target)).transpose() {
+        Ok(path) => path,
+        Err(fault) => return Ok(without_normal_form(question, fault)),
+    };
+    let request = question.request.as_ref().zip(path.as_ref()).map(|(asked, path)| Request {
+        method: &asked.method,
+        path,
+        headers: &asked.headers,
+        host: asked.host.as_deref(),
+    });
     let mut notes = Vec::new();
     if let Some(pod) = client.filter(|pod| !pod.enrolled) {
         notes.push(format!("{} is not part of the mesh: it dials without an identity", pod.name));
@@ -205,12 +269,19 @@ pub fn answer(snapshot: &Snapshot, policies: &PolicySet, question: &Question) ->
             notes.push(format!("{} is not part of the mesh: no policy is enforced there", pod.name));
             continue;
         }
+        if request.is_none() && policies.needs_requests(&pod, port) {
+            notes.push(format!(
+                "{} port {port} has rules about requests, and this is the answer for a connection that is not HTTP: \
+                 ask with a path, a method or a header about a request",
+                pod.name
+            ));
+        }
         explanations.push(policies.explain(&Facts {
             identity: client.filter(|client| client.enrolled).map(|client| &client.identity),
             client: client_address(&question.from, client, &pod),
             destination: &pod,
             port,
-            request: None,
+            request,
         }));
     }
     // One refusal is enough to fail a client now and then, so it decides over the endpoints that admit.
@@ -225,6 +296,20 @@ pub fn answer(snapshot: &Snapshot, policies: &PolicySet, question: &Question) ->
         notes,
         explanations,
     })
+}
+
+/// The answer before any policy is asked.
+fn without_normal_form(question: &Question, fault: PathFault) -> Verdict {
+    Verdict {
+        from: question.from.to_string(),
+        to: question.to.to_string(),
+        admitted: false,
+        label: fault.label(),
+        reason: format!("refused with 400 before policy is asked, because {fault}"),
+        deciding: None,
+        notes: Vec::new(),
+        explanations: Vec::new(),
+    }
 }
 
 const NOT_MESHED: &str = "allowed: the server is not part of the mesh";

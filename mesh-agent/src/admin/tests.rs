@@ -285,8 +285,11 @@ fn explain_answers_for_pods_services_and_addresses() {
         ("192.0.2.1", "shop/web:80", true, "allowed"),
         ("shop/web", "shop/plain:80", true, "allowed"),
     ] {
-        let question =
-            Question { from: from.parse::<Client>().expect(from), to: to.parse::<Target>().expect(to) };
+        let question = Question {
+            from: from.parse::<Client>().expect(from),
+            to: to.parse::<Target>().expect(to),
+            request: None,
+        };
         let verdict = answer(&snapshot, &policies, &question).expect(to);
         assert_eq!((verdict.admitted, verdict.label), (admitted, label), "{from} -> {to}: {verdict:?}");
     }
@@ -301,6 +304,8 @@ fn explain_refuses_what_it_cannot_answer() {
         ("from=shop/web&to=shop/orders", "is not a target"),
         ("from=shop/web&to=shop/orders&port=70000", "is not a target"),
         ("from=shop/web&to=orders:80", "is not a target"),
+        ("from=shop/web&to=shop/orders:80&method=A%20B", "\"A B\" is not a method"),
+        ("from=shop/web&to=shop/orders:80&header=x", "\"x\" is not a header"),
         ("from=shop/nobody&to=shop/orders:80", "no pod shop/nobody is known"),
         ("from=shop/web&to=shop/nobody:80", "no pod or service shop/nobody is known"),
         ("from=shop/web&to=svc/shop/orders&port=81", "service shop/orders has no TCP port 81; it has: 80"),

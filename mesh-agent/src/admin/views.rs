@@ -145,7 +145,11 @@ fn selector(selector: &Selector) -> String {
 
 fn rule(rule: &Rule) -> Value {
     let sources = rule.sources.as_ref().map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
-    json!({"sources": sources, "ports": rule.ports})
+    let mut shown = json!({"sources": sources, "ports": rule.ports});
+    if let Some(http) = &rule.http {
+        shown["http"] = http.iter().map(ToString::to_string).collect();
+    }
+    shown
 }
 
 /// One line of `/certificates`. The wiring fills it from what `identity` holds.

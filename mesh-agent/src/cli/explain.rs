@@ -12,7 +12,7 @@ use super::columns::{items, text};
 use super::commands::print_value;
 use super::flags::{ExplainFlags, Meshctl};
 use super::{Error, Found};
-use crate::admin::explain::{Client, Question, Target, answer};
+use crate::admin::explain::{Asked, Client, Question, Target, answer};
 use crate::discovery;
 
 /// Carries out the command.
@@ -21,18 +21,34 @@ pub(super) fn run(line: &Meshctl, flags: &ExplainFlags, out: &mut dyn Write) -> 
     let from = in_namespace(&flags.from, namespace);
     let to = in_namespace(&flags.to, namespace);
     // Read here in both cases, so that a typing error is told the same way, without asking anybody.
-    let question = Question { from: from.parse::<Client>()?, to: to.parse::<Target>()? };
+    let headers: Vec<&str> = flags.header.iter().map(String::as_str).collect();
+    let request =
+        Asked::read(flags.method.as_deref(), flags.path.as_deref(), &headers, flags.host.as_deref())?;
+    let question = Question { from: from.parse::<Client>()?, to: to.parse::<Target>()?, request };
     let verdict = match &flags.world {
         Some(dir) => from_world(dir, &question)?,
         None => {
             let agent = Agent::parse(&line.agent)?;
-            agent.json(&format!("/policy/explain?from={}&to={}", escape(&from), escape(&to)))?
+            agent.json(&query(&from, &to, flags))?
         }
     };
     if !print_value(line.output, &verdict, out)? {
         print_verdict(&verdict, out)?;
     }
     Ok(if verdict["admitted"] == Value::Bool(true) { Found::Good } else { Found::Bad })
+}
+
+fn query(from: &str, to: &str, flags: &ExplainFlags) -> String {
+    let headers = (!flags.header.is_empty()).then(|| flags.header.join("\n"));
+    let parts =
+        [("method", &flags.method), ("path", &flags.path), ("header", &headers), ("host", &flags.host)];
+    let mut query = format!("/policy/explain?from={}&to={}", escape(from), escape(to));
+    for (name, value) in parts {
+        if let Some(value) = value {
+            query.push_str(&format!("&{name}={}", escape(value)));
+        }
+    }
+    query
 }
 
 fn from_world(dir: &Path, question: &Question) -> Result<Value, Error> {
@@ -78,6 +94,7 @@ fn print_explanation(explanation: &Value, out: &mut dyn Write) -> Result<(), Err
     writeln!(out)?;
     writeln!(out, "{}:{}", text(&explanation["destination"]), text(&explanation["port"]))?;
     writeln!(out, "  client: {} ({identity})", text(&explanation["client"]))?;
+    print_request(&explanation["request"], out)?;
     if items(&explanation["policies"]).is_empty() {
         writeln!(out, "  no policy selects this pod: the mesh-wide default decides")?;
     }
@@ -93,13 +110,36 @@ fn print_explanation(explanation: &Value, out: &mut dyn Write) -> Result<(), Err
     Ok(())
 }
 
+fn print_request(request: &Value, out: &mut dyn Write) -> Result<(), Error> {
+    if request.is_null() {
+        return Ok(());
+    }
+    let host = request["host"].as_str().unwrap_or("no host");
+    writeln!(out, "  request: {} {} ({host})", text(&request["method"]), text(&request["path"]))?;
+    match items(&request["readings"]) {
+        [] => writeln!(
+            out,
+            "  the path cannot be known: every DENY that names a path matches, and no ALLOW that does"
+        )?,
+        [_] => {}
+        several => {
+            let paths: Vec<String> = several.iter().map(text).collect();
+            writeln!(out, "  a server could read the path as: {}", paths.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
 fn rule_result(rule: &Value, policy: &Value, explanation: &Value) -> String {
     if rule["matched"] != Value::Bool(true) {
-        let fields = [("sources", &rule["sources"]), ("ports", &rule["ports"])];
+        let fields = [("sources", &rule["sources"]), ("ports", &rule["ports"]), ("http", &rule["http"])];
         let whys = fields.iter().filter_map(|(field, why)| Some(format!("{field}: {}", why.as_str()?)));
         return format!("does not match ({})", whys.collect::<Vec<_>>().join("; "));
     }
     let deciding = &explanation["deciding"];
     let decides = deciding["policy"] == policy["policy"] && deciding["rule"] == rule["rule"];
-    if decides { "matches, and decides".to_owned() } else { "matches".to_owned() }
+    let paths: Vec<String> = items(&rule["readings"]).iter().map(text).collect();
+    let matches =
+        if paths.is_empty() { "matches".to_owned() } else { format!("matches {}", paths.join(", ")) };
+    if decides { format!("{matches}, and decides") } else { matches }
 }

@@ -96,7 +96,7 @@ pub struct MetricsFlags {
 /// What to ask about policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Say whether a connection would pass, and which rule decides
+    /// Say whether a connection or a request would pass, and which rule decides
     Explain(ExplainFlags),
 }
 
@@ -111,6 +111,22 @@ pub struct ExplainFlags {
     /// Whom it dials: a pod or a service (pod/ or svc/ in front says which, where both have the name)
     #[arg(long, value_name = "NAMESPACE/NAME:PORT")]
     pub to: String,
+
+    /// Judge a request with this method (GET unless given)
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+
+    /// Judge a request to this path, with its query or without (/ unless given)
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+
+    /// Judge a request with this header; may be given several times
+    #[arg(long, value_name = "NAME: VALUE")]
+    pub header: Vec<String>,
+
+    /// Judge a request for this host
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
 
     /// Answer from this directory of objects instead of asking an agent
     #[arg(long, value_name = "DIR")]
@@ -132,6 +148,7 @@ const EXPLAIN_EXAMPLES: &str = "\
 Examples:
   meshctl policy explain --from shop/web --to shop/orders:80
   meshctl policy explain --from 192.0.2.7 --to pod/shop/orders-0:8080
+  meshctl policy explain --from shop/web --to shop/orders:80 --method POST --path /orders/7
   meshctl policy explain --from shop/web --to svc/shop/orders:80 --world deploy/shop
 
 Exit codes: 0 allowed, 1 denied, 2 no answer.";

@@ -1,7 +1,7 @@
 //! Our own kinds as users write them (`weft.dev/v1alpha1`), before validation. Unknown fields are refused, since a
 //! mistyped field of a security object must not read as an absent one.
 //!
-//! Fields that RESOURCES lists for later are named here, so that the refusal can say "not supported yet".
+//! Fields that are meant for later are named here, so that the refusal can say "not supported yet".
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ pub enum EnforcementLevel {
     /// Connections.
     #[default]
     Network,
-    /// Requests. Not supported yet.
+    /// Requests too: `http` in rules.
     Application,
 }
 
@@ -109,10 +109,88 @@ pub struct RuleSpec {
     /// Properties of the connection.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     pub network_attributes: Option<NetworkAttributes>,
-    /// Properties of the request. Not supported yet.
+    /// Requests, alternatives; absent: connections and every request on them, empty: no request. Needs
+    /// `enforcementLevel: Application`.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub http: Option<Vec<HttpMatchSpec>>,
+}
+
+/// `spec.rules[].http[]`. All fields must match; an absent one is no restriction, an empty one matches nothing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpMatchSpec {
+    /// Methods, alternatives.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub methods: Option<Vec<String>>,
+    /// Paths, alternatives.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub paths: Option<Vec<PathPatternSpec>>,
+    /// Headers, all of which must match.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub headers: Option<Vec<HeaderPatternSpec>>,
+    /// gRPC calls, alternatives; not together with `methods` or `paths`.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub grpc_methods: Option<Vec<GrpcMethodSpec>>,
+}
+
+/// `spec.rules[].http[].paths[]`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathPatternSpec {
+    /// How it is compared.
+    #[serde(rename = "type")]
+    pub kind: PathPatternType,
+    /// A path in normal form, or a template.
+    pub value: String,
+}
+
+/// `spec.rules[].http[].paths[].type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum PathPatternType {
+    /// The whole path.
+    Exact,
+    /// The path and everything below it, by whole segments.
+    PathPrefix,
+    /// Segment by segment: `{name}` is one, `{name=**}` at the end any number.
+    Template,
+}
+
+/// `spec.rules[].http[].headers[]`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderPatternSpec {
+    /// Name; `host` is the request's authority in every version of HTTP.
+    pub name: String,
+    /// How the value is compared.
+    #[serde(rename = "type", default)]
+    pub kind: HeaderPatternType,
+    /// With what; not for `Present`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub http: Option<Present>,
+    pub value: Option<String>,
+}
+
+/// `spec.rules[].http[].headers[].type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+pub enum HeaderPatternType {
+    /// The whole value.
+    #[default]
+    Exact,
+    /// Its beginning.
+    Prefix,
+    /// Any value.
+    Present,
+}
+
+/// `spec.rules[].http[].grpcMethods[]`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcMethodSpec {
+    /// Fully qualified service, such as `shop.v1.Orders`; absent or `*`: any.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Method, such as `List`; absent or `*`: any.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
 }
 
 /// `spec.rules[].networkAttributes`.

@@ -1,5 +1,14 @@
-//! The order of judgement: AUDIT records, DENY refuses, ALLOW admits, and where an ALLOW selects the pod but none
-//! matches, the answer is no; only a pod without any ALLOW falls to the mesh-wide default.
+//! The order of judgement:
+//!
+//! 1. AUDIT policies that match are noted.
+//! 2. External authorization will stand here, before DENY: it may only refuse.
+//! 3. DENY refuses.
+//! 4. ALLOW admits, and where an ALLOW selects the pod but none matches, the answer is no.
+//! 5. Only a pod without any ALLOW falls to the mesh-wide default.
+//!
+//! A request is judged in every way in which a server could read its path (`model::path`): one reading that is denied
+//! is enough to refuse, and every reading has to be allowed, be it by different rules. So the whole is as strict as the
+//! strictest reading alone.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,45 +16,90 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{AuthorizationPolicy, DefaultInbound, PolicyName, Source, Workload, canonical_ip};
+use crate::model::{AuthorizationPolicy, DefaultInbound, PolicyName, Source, Workload};
 
-use super::rules::{Peer, rule_matches};
+use super::requests::View;
+use super::rules::{Question, matching_rule};
 use super::{Facts, Permit, PolicySet, Refusal, Scope};
 
 impl PolicySet {
-    /// Judges one connection.
+    /// Judges one connection, or one request on it. A pure function; allocates nothing where the answer is yes, no AUDIT
+    /// matches and the path is an ordinary one.
     ///
     /// # Errors
     /// The [`Refusal`] names the policy that decided, or the mesh-wide default.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Result<Permit, Refusal> {
-        let audits = self.audits(facts);
-        for policy in self.selecting(facts.destination, |scope| &scope.deny) {
+        self.judge(facts, &Question::of(facts))
+    }
+
+    /// Whether any HTTP request at all could pass on this connection; `facts.request` is not looked at. Where it says
+    /// no, every request would be refused, so the connection can be. Where it says yes, there may still be none that
+    /// passes: it does not add up DENY rules that only together leave nothing.
+    pub fn could_admit(&self, facts: &Facts<'_>) -> bool {
+        self.judge(facts, &Question::of_any_request(facts)).is_ok()
+    }
+
+    fn judge(&self, facts: &Facts<'_>, question: &Question<'_>) -> Result<Permit, Refusal> {
+        let audits = self.audits(facts, question);
+        if let Some(refusal) = self.denial(facts, question, &audits) {
+            return Err(refusal);
+        }
+        if self.selecting(facts.destination, |scope| &scope.allow).next().is_none() {
+            return self.judge_by_default(facts, audits);
+        }
+        // The permit names what admitted the first reading, which is the request as it stands.
+        let mut by = None;
+        for view in question.asked.views() {
+            let Some(admission) = self.admission(facts, question, view) else {
+                return Err(self.not_allowed(facts, reading(facts, view), audits));
+            };
+            by = by.or(Some(admission));
+        }
+        match by {
+            Some((policy, rule)) => {
+                Ok(Permit { by: Some((policy.name.clone(), rule)), audits, default_audit: false })
+            }
+            None => Err(self.not_allowed(facts, None, audits)),
+        }
+    }
+
+    fn not_allowed(&self, facts: &Facts<'_>, reading: Option<Arc<str>>, audits: Vec<PolicyName>) -> Refusal {
+        let candidates = self.selecting(facts.destination, |scope| &scope.allow);
+        Refusal::NotAllowed {
+            candidates: candidates.map(|policy| policy.name.clone()).collect(),
+            reading,
+            audits,
+        }
+    }
+
+    /// The first DENY rule that matches any reading, or the first policy that cannot be enforced.
+    fn denial(&self, facts: &Facts<'_>, question: &Question<'_>, audits: &[PolicyName]) -> Option<Refusal> {
+        self.selecting(facts.destination, |scope| &scope.deny).find_map(|policy| {
+            let (name, audits) = (|| policy.name.clone(), || audits.to_vec());
             if let Some(reason) = &policy.unusable {
-                return Err(Refusal::Unusable {
-                    policy: policy.name.clone(),
-                    reason: reason.clone(),
-                    audits,
-                });
+                return Some(Refusal::Unusable { policy: name(), reason: reason.clone(), audits: audits() });
             }
-            if let Some(rule) = self.matching_rule(policy, facts) {
-                return Err(Refusal::Denied { policy: policy.name.clone(), rule, audits });
-            }
-        }
-        let mut any_allow = false;
-        for policy in self.selecting(facts.destination, |scope| &scope.allow) {
-            any_allow = true;
-            if let Some(rule) = self.matching_rule(policy, facts) {
-                return Ok(Permit { by: Some((policy.name.clone(), rule)), audits, default_audit: false });
-            }
-        }
-        if any_allow {
-            let candidates = self
-                .selecting(facts.destination, |scope| &scope.allow)
-                .map(|policy| policy.name.clone())
-                .collect();
-            return Err(Refusal::NotAllowed { candidates, audits });
-        }
-        self.judge_by_default(facts, audits)
+            question.asked.views().find_map(|view| {
+                let rule = matching_rule(policy, question, view, &self.trust_domain)?;
+                Some(Refusal::Denied {
+                    policy: name(),
+                    rule,
+                    reading: reading(facts, view),
+                    audits: audits(),
+                })
+            })
+        })
+    }
+
+    /// The first ALLOW rule that matches one reading.
+    fn admission<'a>(
+        &'a self,
+        facts: &'a Facts<'_>,
+        question: &Question<'_>,
+        view: View<'_>,
+    ) -> Option<(&'a AuthorizationPolicy, usize)> {
+        self.selecting(facts.destination, |scope| &scope.allow)
+            .find_map(|policy| Some((&**policy, matching_rule(policy, question, view, &self.trust_domain)?)))
     }
 
     fn judge_by_default(&self, facts: &Facts<'_>, audits: Vec<PolicyName>) -> Result<Permit, Refusal> {
@@ -60,7 +114,8 @@ impl PolicySet {
         }
     }
 
-    /// True when no client without a verified identity could reach this port of the pod, from any address ("strict").
+    /// True when no client without a verified identity could reach this port of the pod, from any address, with anything
+    /// but HTTP ("strict"). The kernel asks this about datagrams.
     ///
     /// Exact: seen along the address space, the answer can change only where a range begins or ends, so one address of
     /// each stretch is judged.
@@ -96,9 +151,13 @@ impl PolicySet {
         })
     }
 
-    pub(super) fn audits(&self, facts: &Facts<'_>) -> Vec<PolicyName> {
+    fn audits(&self, facts: &Facts<'_>, question: &Question<'_>) -> Vec<PolicyName> {
+        let matches = |policy: &AuthorizationPolicy| {
+            let mut views = question.asked.views();
+            views.any(|view| matching_rule(policy, question, view, &self.trust_domain).is_some())
+        };
         self.selecting(facts.destination, |scope| &scope.audit)
-            .filter(|policy| self.matching_rule(policy, facts).is_some())
+            .filter(|policy| matches(policy))
             .map(|policy| policy.name.clone())
             .collect()
     }
@@ -122,11 +181,6 @@ impl PolicySet {
             .chain(self.selecting(pod, |scope| &scope.allow))
     }
 
-    fn matching_rule(&self, policy: &AuthorizationPolicy, facts: &Facts<'_>) -> Option<usize> {
-        let peer = Peer::of(facts);
-        policy.rules.iter().position(|rule| rule_matches(rule, peer, &self.trust_domain))
-    }
-
     fn ranges_for<'a>(&'a self, pod: &'a Workload) -> impl Iterator<Item = IpNet> + 'a {
         let rules = self.selecting_any(pod).flat_map(|policy| &policy.rules);
         rules.filter_map(|rule| rule.sources.as_ref()).flatten().filter_map(|source| match source {
@@ -136,9 +190,13 @@ impl PolicySet {
     }
 }
 
-impl<'a> Peer<'a> {
-    pub(super) fn of(facts: &Facts<'a>) -> Self {
-        Self { identity: facts.identity, client: canonical_ip(facts.client), port: facts.port }
+/// The path as it was read, where that is not how it is forwarded.
+fn reading(facts: &Facts<'_>, view: View<'_>) -> Option<Arc<str>> {
+    match (view, facts.request) {
+        (View::Request(_, Some(path)), Some(request)) if path != request.path.comparable() => {
+            Some(path.into())
+        }
+        _ => None,
     }
 }
 

@@ -1,10 +1,12 @@
-//! Table tests through one helper, and the compiled set against a naive reading of the documentation.
+//! Table tests through one helper. What rules say about requests is tested in `requests`, and the compiled set against a
+//! naive reading of the documentation in `reference`.
+
+mod reference;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-use proptest::prelude::*;
 
 use super::*;
 use crate::model::{Requirement, Rule, Selector, Source, WorkloadName, WorkloadUid};
@@ -443,155 +445,4 @@ fn readers_see_a_published_set_and_are_told() {
     assert!(changes.has_changed().unwrap());
     assert_eq!(policies.current().default_inbound(), DefaultInbound::Deny);
     assert_eq!(policies.current().policies().count(), 1);
-}
-
-/// The documentation read literally, sentence by sentence, over a flat list. `Ok(None)`: the default admitted.
-fn naive(
-    policies: &[AuthorizationPolicy],
-    default_inbound: DefaultInbound,
-    facts: &Facts<'_>,
-) -> Result<Option<(String, usize)>, &'static str> {
-    let pod = facts.destination;
-    let matches_source = |source: &Source| match (source, facts.identity) {
-        (Source::Cidr(net), _) => net.contains(&facts.client),
-        (_, None) => false,
-        (Source::AnyAuthenticated, Some(_)) => true,
-        (Source::Spiffe(pattern), Some(id)) => {
-            pattern == id.as_str()
-                || (pattern.ends_with('*') && id.as_str().starts_with(pattern.trim_end_matches('*')))
-        }
-        (Source::ServiceAccount { namespace, name }, Some(id)) => {
-            let whole = format!("spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/");
-            match name.as_str() {
-                "*" => id.as_str().starts_with(&whole),
-                name => id.as_str() == whole + name,
-            }
-        }
-    };
-    let first_rule = |policy: &AuthorizationPolicy| {
-        policy.rules.iter().position(|rule| {
-            rule.sources.as_ref().is_none_or(|list| list.iter().any(matches_source))
-                && rule.ports.as_ref().is_none_or(|list| list.contains(&facts.port))
-        })
-    };
-    let mut selecting: Vec<_> = policies
-        .iter()
-        .filter(|p| p.cluster_wide || p.name.namespace == pod.name.namespace)
-        .filter(|p| p.selectors.is_empty() || p.selectors.iter().any(|s| s.matches(&pod.labels)))
-        .collect();
-    selecting.sort_by_key(|p| (!p.cluster_wide, p.name.clone()));
-    if selecting.iter().any(|p| p.action == Action::Deny && first_rule(p).is_some()) {
-        return Err("denied");
-    }
-    let allows: Vec<_> = selecting.into_iter().filter(|p| p.action == Action::Allow).collect();
-    for allow in &allows {
-        if let Some(rule) = first_rule(allow) {
-            return Ok(Some((allow.name.to_string(), rule)));
-        }
-    }
-    match default_inbound {
-        _ if !allows.is_empty() => Err("not_allowed"),
-        DefaultInbound::Deny => Err("default_deny"),
-        DefaultInbound::Authenticated if facts.identity.is_none() => Err("not_authenticated"),
-        _ => Ok(None),
-    }
-}
-
-fn any_source() -> impl Strategy<Value = Source> {
-    let namespaces = prop::sample::select(vec!["shop", "other"]);
-    let names = prop::sample::select(vec!["cart", "web", "*"]);
-    prop_oneof![
-        (namespaces, names).prop_map(|(namespace, name)| account(namespace, name)),
-        prop::sample::select(vec!["10.0.0.0/8", "10.0.0.9/32", "0.0.0.0/0", "fd00::/8", "::/0"])
-            .prop_map(cidr),
-        prop::sample::select(vec![
-            "spiffe://cluster.local/ns/shop/*",
-            "spiffe://cluster.local/ns/shop/sa/cart",
-            "spiffe://partner.example/*",
-        ])
-        .prop_map(|pattern| Source::Spiffe(pattern.to_owned())),
-        Just(Source::AnyAuthenticated),
-    ]
-}
-
-fn any_policy(index: usize) -> impl Strategy<Value = AuthorizationPolicy> {
-    let rule = (
-        prop::option::of(prop::collection::vec(any_source(), 0..3)),
-        prop::option::of(prop::collection::vec(prop::sample::select(vec![80_u16, 8080]), 0..2)),
-    )
-        .prop_map(|(sources, ports)| Rule { sources, ports, http: None });
-    (
-        prop::sample::select(vec!["shop", "other", "weft-system"]),
-        prop::sample::select(vec![Action::Allow, Action::Deny, Action::Audit]),
-        prop::collection::vec(rule, 0..3),
-        prop::collection::vec(prop::sample::select(vec!["web", "db"]), 0..2),
-    )
-        .prop_map(move |(namespace, action, rules, apps)| {
-            let mut policy = policy(&format!("{namespace}/p{index}"), action, rules);
-            policy.selectors = apps
-                .into_iter()
-                .map(|app| Selector {
-                    match_labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
-                    expressions: vec![],
-                })
-                .collect();
-            policy
-        })
-}
-
-fn any_policies() -> impl Strategy<Value = Vec<AuthorizationPolicy>> {
-    (any_policy(0), any_policy(1), any_policy(2), any_policy(3), 0..5_usize).prop_map(
-        |(a, b, c, d, count)| {
-            let mut policies = vec![d, b, a, c];
-            policies.truncate(count);
-            policies
-        },
-    )
-}
-
-fn any_default() -> impl Strategy<Value = DefaultInbound> {
-    prop::sample::select(vec![
-        DefaultInbound::Permissive,
-        DefaultInbound::Authenticated,
-        DefaultInbound::Deny,
-        DefaultInbound::Audit,
-    ])
-}
-
-proptest! {
-    #[test]
-    fn compiled_policies_answer_as_the_documentation_reads(
-        policies in any_policies(),
-        default_inbound in any_default(),
-        identity in prop::option::of(prop::sample::select(vec![
-            "spiffe://cluster.local/ns/shop/sa/cart",
-            "spiffe://cluster.local/ns/other/sa/web",
-            "spiffe://partner.example/ns/shop/sa/cart",
-        ])),
-        client in prop::sample::select(vec!["10.0.0.9", "192.0.2.1", "fd00::1", "fe80::1"]),
-        port in prop::sample::select(vec![80_u16, 8080, 9090]),
-        app in prop::sample::select(vec!["web", "db", "none"]),
-    ) {
-        let identity = identity.map(|id| id.parse::<SpiffeId>().unwrap());
-        let destination = pod("shop", &[("app", app)]);
-        let client: IpAddr = client.parse().unwrap();
-        let facts = Facts { identity: identity.as_ref(), client, destination: &destination, port, request: None };
-        let set = set(policies.clone(), default_inbound);
-        let answer = set.evaluate(&facts);
-        let told = answer
-            .as_ref()
-            .map(|permit| permit.policy().map(|(name, rule)| (name.to_string(), rule)))
-            .map_err(Refusal::label);
-        prop_assert_eq!(told, naive(&policies, default_inbound, &facts));
-        prop_assert_eq!(set.explain(&facts).admitted, answer.is_ok());
-
-        // What the kernel's verdict compiler relies on.
-        if answer.is_ok() && identity.is_none() {
-            prop_assert!(!set.requires_identity(&destination, port));
-        }
-        if !set.mentions_ports(&destination).contains(&port) {
-            let other_port = Facts { port: 65_000, ..facts };
-            prop_assert_eq!(answer, set.evaluate(&other_port));
-        }
-    }
 }

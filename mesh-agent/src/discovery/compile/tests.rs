@@ -416,11 +416,12 @@ fn policies_that_cannot_be_enforced_fail_closed_for_the_pods_they_select() {
         judge(&compiled)
     };
     let not_supported = [
-        "action: ALLOW, rules: [{http: [{methods: [GET]}]}]",
+        "action: ALLOW, rules: [{sources: [{type: JWT, claims: {}}]}]",
         "action: DENY, rules: [{sources: [{type: JWT, issuer: i}]}]",
-        "action: ALLOW, enforcementLevel: Application",
     ];
     let broken = [
+        "action: ALLOW, rules: [{http: [{methods: [GET]}]}]",
+        "action: DENY, enforcementLevel: Application, rules: [{http: [{paths: [{type: Exact, value: /a/../b}]}]}]",
         "action: ALLOW, rules: [{sources: [{type: CIDR, cidr: nowhere}]}]",
         "action: DENY, rules: [{surces: []}]",
         "action: Deny",
@@ -445,7 +446,7 @@ fn an_unsupported_policy_closes_even_over_a_last_good_version_and_a_broken_one_d
     assert_eq!(judge(&world.load().0), "allowed");
     world.write("policy.yaml", &all("action: ALLOW, rules: [{port: 1}]"));
     assert_eq!(judge(&world.load().0), "allowed");
-    world.write("policy.yaml", &all("action: ALLOW, rules: [{http: []}]"));
+    world.write("policy.yaml", &all("action: ALLOW, rules: [{sources: [{type: JWT, issuer: i}]}]"));
     assert_eq!(judge(&world.load().0), "unusable_policy");
     world.write("policy.yaml", &all("action: ALLOW, rules: [{}]"));
     let (outcome, problems) = world.load();

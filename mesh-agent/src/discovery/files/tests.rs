@@ -192,7 +192,7 @@ fn each_value_of_a_policy_is_checked_where_it_stands() {
         ),
         (
             rule("  - http: [{methods: [GET]}]\n"),
-            "a.yaml:8:11: AuthorizationPolicy shop/p: spec.rules[0].http: http is not supported yet",
+            "a.yaml:8:11: AuthorizationPolicy shop/p: spec.rules[0].http: needs spec.enforcementLevel: Application, because requests are judged one by one",
         ),
         (
             rule("  - sources: [{type: JWT, issuer: x}]\n"),

@@ -18,11 +18,16 @@ use crate::model::{
     Action, AuthorizationPolicy, PolicyName, Requirement, Rule, Selector, Source, SpiffeId, canonical_ip,
 };
 
+mod requests;
+#[cfg(test)]
+mod tests;
+
 /// Validates one policy.
 ///
 /// # Errors
 /// A value that cannot be read.
 pub fn accept(key: &Key, spec: &AuthorizationPolicySpec) -> Result<AuthorizationPolicy, Fault> {
+    let level = spec.enforcement_level;
     Ok(AuthorizationPolicy {
         name: PolicyName { namespace: key.namespace.clone(), name: key.name.clone() },
         cluster_wide: false,
@@ -32,7 +37,7 @@ pub fn accept(key: &Key, spec: &AuthorizationPolicySpec) -> Result<Authorization
             .rules
             .iter()
             .enumerate()
-            .map(|(index, rule)| accept_rule(key, rule, &FieldPath::of("spec.rules").index(index)))
+            .map(|(index, rule)| accept_rule(key, level, rule, &FieldPath::of("spec.rules").index(index)))
             .collect::<Result<_, Fault>>()?,
         unusable: None,
     })
@@ -40,14 +45,8 @@ pub fn accept(key: &Key, spec: &AuthorizationPolicySpec) -> Result<Authorization
 
 /// What the policy asks for that the mesh cannot do yet: the policy is well-formed, yet must not be half enforced.
 pub fn unsupported(spec: &AuthorizationPolicySpec) -> Option<Fault> {
-    if spec.enforcement_level == EnforcementLevel::Application {
-        return Some(Fault::at(FieldPath::of("spec.enforcementLevel"), "Application is not supported yet"));
-    }
     for (index, rule) in spec.rules.iter().enumerate() {
         let field = FieldPath::of("spec.rules").index(index);
-        if rule.http.is_some() {
-            return Some(Fault::at(field.key("http"), "http is not supported yet"));
-        }
         let jwt = rule.sources.iter().flatten().position(|source| source.kind == SourceType::Jwt);
         if let Some(source) = jwt {
             let field = field.key("sources").index(source).key("type");
@@ -164,7 +163,12 @@ fn selector(selector: &LabelSelector, field: &FieldPath) -> Result<Selector, Fau
     Ok(Selector { match_labels: selector.match_labels.clone(), expressions })
 }
 
-fn accept_rule(key: &Key, rule: &RuleSpec, field: &FieldPath) -> Result<Rule, Fault> {
+fn accept_rule(
+    key: &Key,
+    level: EnforcementLevel,
+    rule: &RuleSpec,
+    field: &FieldPath,
+) -> Result<Rule, Fault> {
     let sources = match &rule.sources {
         None => None,
         Some(list) => Some(
@@ -179,7 +183,9 @@ fn accept_rule(key: &Key, rule: &RuleSpec, field: &FieldPath) -> Result<Rule, Fa
         let field = field.key("networkAttributes").key("ports").index(index);
         return Err(Fault::at(field, "0 is not a port: use 1 to 65535"));
     }
-    Ok(Rule { sources, ports, http: None })
+    let http =
+        rule.http.as_deref().map(|list| requests::accept(level, list, &field.key("http"))).transpose()?;
+    Ok(Rule { sources, ports, http })
 }
 
 fn accept_source(key: &Key, source: &SourceSpec, field: &FieldPath) -> Result<Source, Fault> {

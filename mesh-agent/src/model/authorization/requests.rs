@@ -40,6 +40,25 @@ impl HttpMatch {
     }
 }
 
+impl fmt::Display for HttpMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_any() {
+            return f.write_str("any request");
+        }
+        let mut parts = Vec::new();
+        parts.extend(self.methods.as_ref().map(|all| part("method", all)));
+        parts.extend(self.paths.as_ref().map(|all| part("path", all)));
+        parts.extend(self.headers.as_ref().map(|all| part("headers", all)));
+        parts.extend(self.grpc_methods.as_ref().map(|all| part("gRPC", all)));
+        f.write_str(&parts.join("; "))
+    }
+}
+
+fn part(field: &str, all: &[impl fmt::Display]) -> String {
+    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+    if all.is_empty() { format!("{field} none") } else { format!("{field} {}", all.join(", ")) }
+}
+
 /// A pattern for paths, in the spelling of `RequestPath::comparable`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathPattern {
