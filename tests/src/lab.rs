@@ -341,7 +341,7 @@ fn xtask() -> Command {
 }
 
 /// A program of this package stands two directories above the running test, which is in `deps`.
-pub(crate) fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process has an executable");
     let path = test.ancestors().nth(2).expect("a test stands in target/PROFILE/deps").join(name);
     assert!(path.exists(), "{} is missing: run `sudo cargo xtask test`", path.display());

@@ -3,11 +3,14 @@
 //!
 //! Reading order: [`world`] (what a test asks for), [`lab`] (the running lab: pods, agents, faults, and its end, always),
 //! [`probe`] (a program in a pod that a test drives), [`wire`] (how the two talk), [`seen`] (metrics and access records),
-//! [`traffic`] (streams that find their own faults), [`wait`] (patience). The probe's own program is `src/bin/weft-probe.rs`.
+//! [`traffic`] (streams that find their own faults), [`http`] (HTTP as servers and clients see it), [`wait`] (patience). The
+//! probe's own program is `src/bin/weft-probe.rs`.
 //!
 //! Nothing here skips: a test that lacks root fails and says which command to use.
 
 pub mod world;
+
+pub mod http;
 
 pub mod lab;
 
@@ -21,6 +24,7 @@ pub mod traffic;
 
 pub mod wait;
 
+pub use http::{Ask, Backend, Web};
 pub use lab::Lab;
 pub use probe::{Probe, Refusal};
 pub use wait::eventually;
