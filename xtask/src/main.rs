@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] and [`build`] (what is built), [`lab`] (nodes and pods on
 //! one machine), [`app`] (the traffic programs that run in its pods), [`demo`] (what is promised, shown), [`bench`] (how
-//! fast it is), [`test`] (the checks), [`shell`] (how commands are run), [`clock`].
+//! fast it is), [`test`] and [`fuzz`] (the checks), [`shell`] (how commands are run), [`clock`].
 
 #![expect(unreachable_pub, reason = "a program has no outside: `pub` marks what a file offers to the others")]
 
@@ -21,6 +21,8 @@ mod demo;
 mod bench;
 
 mod test;
+
+mod fuzz;
 
 mod shell;
 
@@ -60,6 +62,8 @@ enum Command {
     Test(test::Options),
     /// What the CI runs: `test`, plus formatting and lints.
     Ci(test::Options),
+    /// Feed the parsers and deciders random input for a long time (cargo-fuzz, nightly Rust).
+    Fuzz(fuzz::Options),
     /// The programs that the demo runs in pods.
     #[command(hide = true, subcommand)]
     DemoPart(demo::Part),
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
+        Command::Fuzz(options) => fuzz::run(&options).map(|()| ExitCode::SUCCESS),
         Command::LabInit(options) => Ok(lab::exec::init(&options)),
     };
     done.unwrap_or_else(|error| {

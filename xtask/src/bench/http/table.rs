@@ -15,28 +15,21 @@ const OF_ENVOY_MAX: f64 = 0.6;
 
 /// A table without rows.
 pub(super) fn empty(effort: &Effort, options: &Options) -> Report {
-    let (where_, proxies) = if options.same_node {
-        (
-            "Both pods on one node, all of it held to CPU 0; one agent, or one HAProxy or Envoy in the client's pod, between \
-             them; no TLS.",
-            "",
-        )
+    let between = if options.haproxy_between == "h2" { "HTTP/2" } else { "HTTP/1.1" };
+    let places = if options.same_node {
+        "Both pods on one node, all of it held to CPU 0; one agent, or one HAProxy or Envoy in the client's pod, between them; \
+         no TLS."
+            .to_owned()
     } else {
-        (
+        format!(
             "Two nodes, each held to one CPU: client and its agent or proxy on CPU 0, server and its agent or proxy on CPU 1. \
-             TLS 1.3 with certificates on both ends between them.",
-            " Between two of them HAProxy and Envoy speak HTTP/2.",
+             TLS 1.3 with certificates on both ends between them, in which HAProxy speaks {between} and Envoy HTTP/2."
         )
-    };
-    let proxies = if options.haproxy_between == "h2" {
-        proxies
-    } else {
-        " Between two of them HAProxy speaks HTTP/1.1, Envoy HTTP/2."
     };
     Report {
         bench: if options.same_node { "http --same-node" } else { "http" },
         placement: format!(
-            "{where_} HAProxy and Envoy: HTTP proxies, one thread each.{proxies} GET, answers of 1 KiB, {} rule{} on the \
+            "{places} HAProxy and Envoy: HTTP proxies, one thread each. GET, answers of 1 KiB, {} rule{} on the \
              service in every variant. \"CPU\" is seconds per 10,000 requests; \"added\" is above no mesh. Medians of {} rounds \
              of {} s, variants in turn.",
             options.rules,
@@ -110,7 +103,7 @@ pub(super) fn tell_layer(report: &mut Report, name: &str, labels: &[&str], serie
         let words: Vec<String> = sums.iter().map(|(key, count)| format!("{key} {count:.0}")).collect();
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     };
-    let counted: f64 = routes.values().sum();
+    let counted = routes.values().fold(0.0, |sum, count| sum + count);
     // Warm-up and metrics that lag a little are no reason to doubt.
     if counted < sent * 0.9 {
         report.wrong.push(format!(
