@@ -12,6 +12,8 @@ pub(super) struct List {
     pub(super) within: &'static str,
     /// What its items are called.
     pub(super) items: &'static str,
+    /// The rows that an item makes; `None`: one, itself.
+    pub(super) rows: Option<fn(&Value) -> Vec<Value>>,
     pub(super) columns: &'static [Column],
 }
 
@@ -35,6 +37,7 @@ pub(super) const WORKLOADS: List = List {
     path: "/workloads",
     within: "",
     items: "workloads",
+    rows: None,
     columns: &[
         column("NAMESPACE", |item, _| text(&item["namespace"])),
         column("NAME", |item, _| text(&item["name"])),
@@ -54,6 +57,7 @@ pub(super) const SERVICES: List = List {
     path: "/services",
     within: "",
     items: "services",
+    rows: None,
     columns: &[
         column("NAMESPACE", |item, _| text(&item["namespace"])),
         column("NAME", |item, _| text(&item["name"])),
@@ -69,6 +73,7 @@ pub(super) const POLICIES: List = List {
     path: "/policies",
     within: "policies",
     items: "policies",
+    rows: None,
     columns: &[
         column("NAMESPACE", |item, _| text(&item["namespace"])),
         column("NAME", |item, _| text(&item["name"])),
@@ -90,6 +95,7 @@ pub(super) const CERTIFICATES: List = List {
     path: "/certificates",
     within: "",
     items: "certificates",
+    rows: None,
     columns: &[
         column("IDENTITY", |item, _| text(&item["identity"])),
         column("STATE", |item, _| text(&item["state"])),
@@ -105,6 +111,7 @@ pub(super) const CONNECTIONS: List = List {
     path: "/connections",
     within: "",
     items: "connections",
+    rows: None,
     columns: &[
         column("SOURCE", |item, _| text(&item["source"])),
         column("DESTINATION", |item, _| text(&item["destination"])),
@@ -122,12 +129,82 @@ pub(super) const PROBLEMS: List = List {
     path: "/problems",
     within: "",
     items: "problems",
+    rows: None,
     columns: &[
         column("LOCATION", |item, _| text(&item["location"])),
         column("OBJECT", |item, _| text(&item["object"])),
         column("PROBLEM", |item, _| text(&item["message"])),
     ],
 };
+
+pub(super) const ROUTES: List = List {
+    path: "/routes",
+    within: "",
+    items: "routes",
+    rows: Some(parents),
+    columns: &[
+        column("NAMESPACE", |row, _| text(&row["namespace"])),
+        column("KIND", |row, _| text(&row["kind"])),
+        column("NAME", |row, _| text(&row["name"])),
+        column("PARENT", |row, _| parent(&row["parent"]["parentRef"])),
+        column("RULES", |row, _| rules(row)),
+        column("ACCEPTED", |row, _| condition(row, "Accepted")),
+        column("RESOLVED", |row, _| condition(row, "ResolvedRefs")),
+        column("REASON", |row, _| text(&telling(row)["reason"])),
+        wide("LAYER", |row, _| text(&row["parent"]["layer"])),
+        wide("PORTS", |row, _| text(&row["parent"]["ports"])),
+        wide("HOSTNAMES", |row, _| text(&row["hostnames"])),
+        wide("MESSAGE", |row, _| text(&telling(row)["message"])),
+    ],
+};
+
+/// One row for each parent of a route; a route without one has a row, too.
+fn parents(route: &Value) -> Vec<Value> {
+    let row = |parent: &Value| {
+        let mut row = route.clone();
+        row["parent"] = parent.clone();
+        row
+    };
+    match items(&route["parents"]) {
+        [] => vec![row(&Value::Null)],
+        parents => parents.iter().map(row).collect(),
+    }
+}
+
+/// `namespace/name`, with the port or its name if the route is for that one alone.
+fn parent(reference: &Value) -> String {
+    if reference.is_null() {
+        return text(reference);
+    }
+    let name = format!("{}/{}", text(&reference["namespace"]), text(&reference["name"]));
+    let port = ["port", "sectionName"].into_iter().find(|field| !reference[*field].is_null());
+    port.map_or_else(|| name.clone(), |field| format!("{name}:{}", text(&reference[field])))
+}
+
+/// Rules in force; of how many, where some are not.
+fn rules(row: &Value) -> String {
+    let good = row["rules"].as_u64().unwrap_or_default();
+    match items(&row["refusedRules"]).len() {
+        0 => good.to_string(),
+        refused => format!("{good}/{}", good + refused as u64),
+    }
+}
+
+fn condition(row: &Value, kind: &str) -> String {
+    let found = items(&row["parent"]["conditions"]).iter().find(|one| one["type"] == kind);
+    match found.and_then(|one| one["status"].as_str()) {
+        Some("True") => "yes".to_owned(),
+        Some(_) => "no".to_owned(),
+        None => "<none>".to_owned(),
+    }
+}
+
+/// The condition that says most: the first that is not as it should be, else the first.
+fn telling(row: &Value) -> &Value {
+    let all = items(&row["parent"]["conditions"]);
+    let wrong = |one: &&Value| (one["status"] == "True") == (one["type"] == "PartiallyInvalid");
+    all.iter().find(wrong).or_else(|| all.first()).unwrap_or(&Value::Null)
+}
 
 /// A list's items; none when it is no list.
 pub(super) fn items(value: &Value) -> &[Value] {

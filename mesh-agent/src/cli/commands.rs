@@ -24,6 +24,7 @@ pub(super) fn run(line: &Meshctl, out: &mut dyn Write, err: &mut dyn Write) -> R
         Command::Workloads => list(&columns::WORKLOADS, out, err),
         Command::Services => list(&columns::SERVICES, out, err),
         Command::Policies => list(&columns::POLICIES, out, err),
+        Command::Routes => list(&columns::ROUTES, out, err),
         Command::Certificates => list(&columns::CERTIFICATES, out, err),
         Command::Connections => list(&columns::CONNECTIONS, out, err),
         Command::Problems => list(&columns::PROBLEMS, out, err),
@@ -79,8 +80,9 @@ fn show_list(
     let shown: Vec<_> =
         list.columns.iter().filter(|column| line.output == Output::Wide || !column.wide).collect();
     let headers: Vec<&str> = shown.iter().map(|column| column.header).collect();
-    let rows: Vec<Vec<String>> =
-        chosen.iter().map(|item| shown.iter().map(|column| (column.cell)(item, now)).collect()).collect();
+    let expanded = |item: &Value| list.rows.map_or_else(|| vec![item.clone()], |rows| rows(item));
+    let row = |item: &Value| shown.iter().map(|column| (column.cell)(item, now)).collect();
+    let rows: Vec<Vec<String>> = chosen.into_iter().flat_map(expanded).map(|item| row(&item)).collect();
     table::print(out, &headers, &rows)?;
     Ok(Found::Good)
 }
@@ -125,6 +127,7 @@ fn summary(agent: &Agent) -> Result<Value, Error> {
         "captured": having(&workloads, "captured", true.into()),
         "services": count(&list(&columns::SERVICES)?),
         "policies": count(&list(&columns::POLICIES)?),
+        "routes": count(&list(&columns::ROUTES)?),
         "certificates": count(&certificates),
         "certificatesValid": having(&certificates, "state", "valid".into()),
         "connections": count(&list(&columns::CONNECTIONS)?),
@@ -150,6 +153,7 @@ fn status(output: Output, agent: &Agent, out: &mut dyn Write) -> Result<Found, E
             ("Workloads captured", of("captured", "workloads")),
             ("Services", text(&status["services"])),
             ("Policies", text(&status["policies"])),
+            ("Routes", text(&status["routes"])),
             ("Certificates valid", of("certificatesValid", "certificates")),
             ("Open connections", text(&status["connections"])),
             ("Problems", text(&status["problems"])),

@@ -60,6 +60,8 @@ pub enum Command {
     Services,
     /// List authorization policies
     Policies,
+    /// List routes and what became of them
+    Routes,
     /// List the certificates that the agent holds
     #[command(visible_alias = "certs")]
     Certificates,
@@ -137,6 +139,7 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl status
   meshctl workloads -n shop -o wide
+  meshctl routes -o wide
   meshctl policy explain --from shop/web --to shop/orders:80
   meshctl connections -o json | jq '.[] | select(.path == \"splice\")'
   meshctl metrics certificate

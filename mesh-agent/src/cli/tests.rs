@@ -33,6 +33,23 @@ fn workloads() -> Value {
     Value::Array(all)
 }
 
+/// A canary at two parents, one of which another kind has, and a route for gateways only.
+fn routes() -> Value {
+    let said = |kind: &str, status: &str, reason: &str, message: &str| json!({"type": kind, "status": status, "reason": reason, "message": message});
+    let parent = |port: Value, conditions: Value| {
+        json!({"parentRef": {"group": "", "kind": "Service", "namespace": "shop", "name": "orders", "port": port},
+            "layer": "producer", "ports": [80], "conditions": conditions})
+    };
+    json!([
+        {"kind": "HTTPRoute", "namespace": "shop", "name": "canary", "hostnames": [], "rules": 1,
+         "refusedRules": [{"rule": 1, "field": "f", "message": "m"}], "parents": [
+            parent(json!(80), json!([said("Accepted", "True", "Accepted", "in force"), said("ResolvedRefs", "True", "ResolvedRefs", ""),
+                said("PartiallyInvalid", "True", "UnsupportedValue", "Dropped Rule 1")])),
+            parent(Value::Null, json!([said("Accepted", "False", "Conflicted", "taken"), said("ResolvedRefs", "True", "ResolvedRefs", "")]))]},
+        {"kind": "TCPRoute", "namespace": "edge", "name": "gate", "hostnames": [], "rules": 1, "refusedRules": [], "parents": []},
+    ])
+}
+
 fn explain(query: &Query) -> Result<Value, Refused> {
     let admitted = query.required("from")? == "shop/web";
     if query.required("to")? != "shop/orders:80" {
@@ -70,6 +87,7 @@ fn shop_with(readiness: Readiness, change: impl FnOnce(Windows) -> Windows) -> S
                 {"namespace": "shop", "name": "p", "action": "ALLOW", "clusterWide": false, "selectors": ["app=orders"],
                  "rules": [{"sources": ["service account shop/web"], "ports": null}], "unusable": null}]})
         })
+        .view("/routes", routes)
         .view("/certificates", || {
             json!([{"identity": "spiffe://cluster.local/ns/shop/sa/web", "state": "valid", "serial": "0a",
                 "notAfter": "2000-01-01T00:00:00Z", "pods": ["shop/web"], "error": null}])
@@ -143,6 +161,25 @@ fn every_list_prints_its_rows() {
     }
     let connections = shop.ask(&["connections"]);
     assert!(connections.out.contains("2.0Ki   12"), "{}", connections.out);
+}
+
+#[test]
+fn a_route_has_a_row_for_each_parent_and_the_reason_that_says_most() {
+    let shop = shop();
+    let printed = shop.ask(&["routes"]);
+    assert_eq!(
+        printed.out,
+        "\
+NAMESPACE   KIND        NAME     PARENT           RULES   ACCEPTED   RESOLVED   REASON
+shop        HTTPRoute   canary   shop/orders:80   1/2     yes        yes        UnsupportedValue
+shop        HTTPRoute   canary   shop/orders      1/2     no         yes        Conflicted
+edge        TCPRoute    gate     <none>           1       <none>     <none>     <none>
+"
+    );
+    let wide = shop.ask(&["routes", "-n", "shop", "-o", "wide"]);
+    assert!(wide.out.contains("Dropped Rule 1\n") && !wide.out.contains("edge"), "{}", wide.out);
+    let printed = shop.ask(&["routes", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&printed.out).expect("JSON"), routes());
 }
 
 #[test]

@@ -177,7 +177,7 @@ fn changes<'a>(
         let field = field.index(index);
         let name = editable(name, || field.key("name"))?;
         longest(value, HEADER_VALUE_BYTES_MAX, || field.key("value"))?;
-        let value = HeaderValue::from_str(value).map_err(|_| {
+        let value = HeaderValue::from_str(value).map_err(|_unprintable| {
             let message = format!("{value:?} is not a header's value: write visible ASCII and spaces");
             Fault::at(field.key("value"), message)
         })?;

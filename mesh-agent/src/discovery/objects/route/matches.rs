@@ -84,7 +84,8 @@ pub(super) fn is_path_text(text: &str) -> bool {
 }
 
 pub(super) fn method(name: &str, field: impl FnOnce() -> FieldPath) -> Result<Method, Fault> {
-    Method::from_bytes(name.as_bytes()).map_err(|_| Fault::at(field(), format!("{name:?} is not a method")))
+    Method::from_bytes(name.as_bytes())
+        .map_err(|_no_token| Fault::at(field(), format!("{name:?} is not a method")))
 }
 
 /// Of several entries with one name the first counts, as Gateway API says.

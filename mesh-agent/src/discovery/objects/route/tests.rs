@@ -57,7 +57,7 @@ fn told(one: &RequestMatch) -> String {
         PathMatch::Prefix(path) => format!("{path}*"),
         PathMatch::Regex(regex) => format!("~{regex}"),
         PathMatch::Grpc { service, method } => {
-            let part = |part: &Option<StringMatch>| part.as_ref().map_or("any".to_owned(), text);
+            let part = |part: &Option<StringMatch>| part.as_ref().map_or_else(|| "any".to_owned(), text);
             format!("{}/{}", part(service), part(method))
         }
     };
@@ -241,6 +241,10 @@ fn matches_that_mean_nothing_are_refused() {
             (
                 "{matches: [{path: {value: '/a%2'}}]}",
                 "matches[0].path.value: \"/a%2\" cannot be a path: write characters",
+            ),
+            (
+                "{matches: [{path: {value: '/a%00'}}]}",
+                "matches[0].path.value: \"/a%00\" cannot be a path: the path contains a control character",
             ),
             (
                 "{matches: [{path: {type: RegularExpression, value: '(a'}}]}",
