@@ -18,6 +18,7 @@ pub mod origins;
 pub mod sandbox;
 pub mod tables;
 
+pub use compile::reads_requests;
 pub use keeper::{Capture, FastPath, Handles, Settings, start};
 pub use origins::KernelOrigins;
 

@@ -8,18 +8,22 @@
 //! Workers share nothing: each is one thread with its own runtime, pools, tables and buffers, and a connection stays on
 //! one worker from accept to close. There are no locks on the data path.
 //!
-//! Reading order: [`worker`] (threads, listeners, changes), [`outbound`], [`endpoint`], [`dial`], [`pool`], [`inbound`],
-//! [`open`] (who is connected, and how to end it), [`relay`], [`carrier`] (one tunnel), [`tunnel`] (the protocol),
+//! Reading order: [`worker`] (threads, listeners, changes), [`outbound`], `protocol` (bytes or requests), [`endpoint`], [`dial`], [`pool`],
+//! [`reach`], [`inbound`],
+//! [`open`] (who is connected, and how to end it), [`http`] (connections whose requests are read), [`relay`], [`carrier`] (one tunnel), [`tunnel`] (the protocol),
 //! [`tls`], [`report`].
 #![forbid(unsafe_code)]
 
 pub mod carrier;
 pub mod dial;
 pub mod endpoint;
+pub mod http;
 pub mod inbound;
 pub mod open;
 pub mod outbound;
 pub mod pool;
+mod protocol;
+pub mod reach;
 pub mod relay;
 pub mod report;
 pub mod tls;
@@ -41,6 +45,7 @@ use crate::identity::Identities;
 use crate::model::SpiffeId;
 use crate::policy::Policies;
 use crate::registry::Registry;
+use crate::route::Routes;
 use crate::telemetry::Telemetry;
 
 pub use worker::{Error, Workers, start_workers};
@@ -66,6 +71,8 @@ pub struct Settings {
     pub settle_timeout: Duration,
     /// How long open connections are given to end once the agent stops.
     pub shutdown_grace: Duration,
+    /// HTTP.
+    pub http: http::Limits,
 }
 
 impl Default for Settings {
@@ -79,6 +86,7 @@ impl Default for Settings {
             idle_tunnel_max: Duration::from_secs(60),
             settle_timeout: Duration::from_secs(1),
             shutdown_grace: Duration::from_secs(1),
+            http: http::Limits::default(),
         }
     }
 }
@@ -107,6 +115,8 @@ pub struct Handles {
     pub registry: Registry,
     /// Who may talk.
     pub policies: Policies,
+    /// Where requests go.
+    pub routes: Routes,
     /// Who we are.
     pub credentials: Arc<dyn Credentials>,
     /// Where a caught socket wanted to go.

@@ -9,7 +9,7 @@
 #![no_std]
 
 /// Version of everything in this file. Raise it with every change of layout or meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Port of the destination pod on which tunnels arrive.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -122,6 +122,8 @@ pub mod workload {
 pub mod frontend {
     /// At least one endpoint is an enrolled pod of this node: the kernel draws the endpoint.
     pub const HAS_LOCAL: u32 = 1;
+    /// Routes are attached: connections are the agent's, and when it is away they follow the pod's failure mode.
+    pub const ROUTED: u32 = 2;
 }
 
 /// Values of [`Pair::state`]. They only ever go up.

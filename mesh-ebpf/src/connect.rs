@@ -222,7 +222,7 @@ fn verdict(source: &Workload, target: &Local, port: u16, config: &Config) -> Ver
 enum Draw {
     NotAService,
     Empty,
-    /// No endpoint of this node: the agent balances.
+    /// Routes, or no endpoint of this node: the agent balances.
     AgentDraws,
     /// It is in the plan.
     Endpoint,
@@ -235,7 +235,9 @@ fn draw(call: &Call, plan: &mut Plan) -> Draw {
     if frontend.count == 0 {
         return Draw::Empty;
     }
-    if frontend.flags & mesh_common::frontend::HAS_LOCAL == 0 && agent_is_alive(&call.config) {
+    let is_routed = frontend.flags & mesh_common::frontend::ROUTED != 0;
+    let has_local = frontend.flags & mesh_common::frontend::HAS_LOCAL != 0;
+    if is_routed || !has_local && agent_is_alive(&call.config) {
         return Draw::AgentDraws;
     }
     let Some(backend) = two_choices(frontend) else { return Draw::Empty };

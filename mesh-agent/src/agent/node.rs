@@ -46,7 +46,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
 
     let (registry_writer, registry) = registry::new();
     let (policy_writer, policies) = policy::new();
-    let (route_writer, _routes) = route::new();
+    let (route_writer, routes) = route::new();
     let objects = discovery::Settings { dir: settings.config_dir.clone() };
     let found = LateDiscovery::default();
     let discovery =
@@ -69,6 +69,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     let handles = proxy::Handles {
         registry: registry.clone(),
         policies: policies.clone(),
+        routes: routes.clone(),
         credentials: Arc::new(identities.clone()),
         origins: Arc::new(KernelOrigins(kernel.maps().clone())),
         telemetry: telemetry.clone(),
@@ -87,6 +88,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         capture::Handles {
             registry: registry.clone(),
             policies: policies.clone(),
+            routes: routes.clone(),
             telemetry: telemetry.clone(),
             workers: senders,
             wanted_identities: Box::new(move |ids| wanted.set_wanted(ids)),

@@ -17,6 +17,7 @@ use crate::balance;
 use crate::model::{FailureMode, Service, ServicePort, Workload, WorkloadUid};
 use crate::policy::{Facts, PolicySet, Refusal};
 use crate::registry::Snapshot;
+use crate::route::RouteTable;
 
 /// IP protocol number of TCP.
 const TCP: u16 = 6;
@@ -98,6 +99,8 @@ pub struct Inputs<'a> {
     pub snapshot: &'a Snapshot,
     /// Its policies.
     pub policies: &'a PolicySet,
+    /// Its routes.
+    pub routes: &'a RouteTable,
     /// Caught pods.
     pub caught: &'a [Caught],
     /// Ports that do better without the sockmap.
@@ -255,7 +258,7 @@ fn is_of(key: &PortKey, pod: &Workload) -> bool {
 enum Judged {
     Splice,
     Direct,
-    /// The answer depends on which of its addresses the client uses: the agent decides per connection.
+    /// The answer depends on which of its addresses the client uses, or on what it asks for: the agent decides.
     Agent,
     Deny(String),
 }
@@ -271,7 +274,16 @@ impl Judged {
     }
 }
 
+/// Whether requests to this port of the pod must be read: policies speak about them, or the pod wants to be told its
+/// client.
+pub fn reads_requests(policies: &PolicySet, pod: &Workload, port: u16) -> bool {
+    pod.forward_client_cert || policies.needs_requests(pod, port)
+}
+
 fn verdict(policies: &PolicySet, source: &Workload, destination: &Workload, port: u16) -> Judged {
+    if reads_requests(policies, destination, port) {
+        return Judged::Agent;
+    }
     let mut answers = source.addresses.iter().map(|ip| judge(policies, source, *ip, destination, port));
     let Some(first) = answers.next() else { return Judged::Agent };
     if answers.all(|answer| answer == first) { first } else { Judged::Agent }
@@ -328,6 +340,7 @@ fn enter_frontend(
         .collect();
     let has_local =
         chosen.iter().any(|endpoint| endpoint.workload.as_ref().is_some_and(|uid| local.contains(uid)));
+    let is_routed = inputs.routes.is_attached(&service.name, port.port);
     let number = numbers.number(&format!("service {vip}:{}", port.port));
     for (index, endpoint) in chosen.iter().enumerate() {
         let id = numbers.number(&format!("endpoint {}", endpoint.address));
@@ -347,7 +360,7 @@ fn enter_frontend(
         Frontend {
             service: number,
             count: u32::try_from(chosen.len()).unwrap_or(u32::MAX),
-            flags: if has_local { frontend::HAS_LOCAL } else { 0 },
+            flags: if has_local { frontend::HAS_LOCAL } else { 0 } | if is_routed { frontend::ROUTED } else { 0 },
             reserved: 0,
         },
     );

@@ -23,6 +23,7 @@ use crate::lifecycle::{Block, Shutdown, clock, tasks};
 use crate::model::{SpiffeId, Workload, WorkloadUid};
 use crate::policy::Policies;
 use crate::registry::{Registry, Snapshot};
+use crate::route::Routes;
 use crate::telemetry::Telemetry;
 use mesh_common::{PODS_MAX, WORKERS_MAX};
 
@@ -63,6 +64,8 @@ pub struct Handles {
     pub registry: Registry,
     /// Its policies.
     pub policies: Policies,
+    /// Its routes.
+    pub routes: Routes,
     /// Metrics and records.
     pub telemetry: Telemetry,
     /// One per worker.
@@ -157,6 +160,7 @@ impl Keeper {
         let mut program_log = self.kernel.take_log();
         let mut registry = self.handles.registry.changes();
         let mut policies = self.handles.policies.changes();
+        let mut routes = self.handles.routes.changes();
         let mut look_again = tokio::time::interval(LOOK_AGAIN_EVERY);
         if let Err(error) =
             self.kernel.configure(self.settings.fast_path != FastPath::Off, self.settings.all_services)
@@ -180,6 +184,10 @@ impl Keeper {
                     if changed.is_err() { break }
                     self.reconcile();
                     self.flows.judge_again(&self.namespaces());
+                }
+                changed = routes.changed() => {
+                    if changed.is_err() { break }
+                    self.write_tables_or_complain();
                 }
                 _ = hints.recv() => {
                     while hints.try_recv().is_ok() {}
@@ -338,13 +346,21 @@ impl Keeper {
         self.pods.insert(opened.caught.uid, kept);
     }
 
+    fn write_tables_or_complain(&mut self) {
+        for problem in self.write_tables() {
+            tracing::warn!("{problem}");
+        }
+    }
+
     fn write_tables(&mut self) -> Vec<String> {
         let snapshot = self.handles.registry.snapshot();
         let policies = self.handles.policies.current();
+        let routes = self.handles.routes.current();
         let caught: Vec<Caught> = self.pods.values().map(|kept| kept.caught.clone()).collect();
         let inputs = Inputs {
             snapshot: &snapshot,
             policies: &policies,
+            routes: &routes,
             caught: &caught,
             habits: &self.habits,
             node: &self.settings.node,

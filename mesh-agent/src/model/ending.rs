@@ -15,6 +15,10 @@ pub enum Path {
     Tunnel,
     /// Through the agent, without encryption (peer outside the mesh).
     Plain,
+    /// Through the agent of the one node that both pods run on, which reads the requests.
+    Local,
+    /// A client's connection whose requests each take a way of their own.
+    Http,
 }
 
 impl Path {
@@ -25,6 +29,8 @@ impl Path {
             Self::Direct => "direct",
             Self::Tunnel => "tunnel",
             Self::Plain => "plain",
+            Self::Local => "local",
+            Self::Http => "http",
         }
     }
 }
@@ -84,6 +90,14 @@ pub enum Ending {
     NoCertificate,
     /// The tunnel's other side broke the protocol or vanished.
     TunnelFailed,
+    /// The port carries HTTP by configuration, and the client said something else.
+    NotHttp,
+    /// The client's HTTP cannot be read, or could be read in two ways; the record has the reason.
+    BadRequest,
+    /// A request took longer than its route allows.
+    RequestTimeout,
+    /// No rule of the routes that are attached takes the connection.
+    NoRoute,
     /// The agent stopped.
     Shutdown,
     /// The agent ran out of a resource (file descriptors, ports, memory budget).
@@ -94,16 +108,18 @@ impl Ending {
     /// Who ended it.
     pub fn side(self) -> Side {
         match self {
-            Self::Closed | Self::ClientReset => Side::Downstream,
+            Self::Closed | Self::ClientReset | Self::NotHttp | Self::BadRequest => Side::Downstream,
             Self::ServerReset
             | Self::ConnectRefused
             | Self::ConnectTimeout
             | Self::Unreachable
             | Self::TlsFailed
             | Self::IdentityMismatch
-            | Self::TunnelFailed => Side::Upstream,
+            | Self::TunnelFailed
+            | Self::RequestTimeout => Side::Upstream,
             Self::PolicyDenied | Self::PolicyRevoked => Side::Policy,
             Self::NoEndpoint
+            | Self::NoRoute
             | Self::UnknownDestination
             | Self::Loop
             | Self::NoCertificate
@@ -130,6 +146,10 @@ impl Ending {
             Self::IdentityMismatch => "identity_mismatch",
             Self::NoCertificate => "no_certificate",
             Self::TunnelFailed => "tunnel_failed",
+            Self::NotHttp => "not_http",
+            Self::BadRequest => "bad_request",
+            Self::RequestTimeout => "request_timeout",
+            Self::NoRoute => "no_route",
             Self::Shutdown => "shutdown",
             Self::Exhausted => "exhausted",
         }
@@ -150,6 +170,10 @@ impl Ending {
             | Self::IdentityMismatch
             | Self::NoCertificate
             | Self::TunnelFailed
+            | Self::NotHttp
+            | Self::BadRequest
+            | Self::RequestTimeout
+            | Self::NoRoute
             | Self::Shutdown
             | Self::Exhausted => Retry::Never,
         }

@@ -4,6 +4,7 @@
 //! is the beginning of an incomplete record. Sending seals records where the application's bytes were read; what stays
 //! is what the socket would not take. It never looks at an application socket: that is [`super::relay`]'s.
 
+use std::cell::RefCell;
 use std::io;
 
 use tokio::io::Interest;
@@ -33,6 +34,16 @@ pub struct Scratch {
     pub send: Box<[u8]>,
     /// What sockets are read into.
     pub receive: Box<[u8]>,
+}
+
+thread_local! {
+    /// Leaked once per worker: a worker lives as long as the process, and a reference is cheaper than a count.
+    static SCRATCH: &'static RefCell<Scratch> = Box::leak(Box::default());
+}
+
+/// The buffers of the worker that asks.
+pub fn scratch() -> &'static RefCell<Scratch> {
+    SCRATCH.with(|scratch| *scratch)
 }
 
 impl Default for Scratch {
@@ -169,6 +180,11 @@ impl Carrier {
     /// True when sealed bytes wait for the socket.
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    /// Bytes received and not yet handed out; [`Carrier::receive`] needs at least as much room.
+    pub fn kept_bytes(&self) -> usize {
+        self.tail.len().max(self.plaintext.len())
     }
 
     /// True while nothing says that the tunnel is unusable: clean, and no byte or end of stream is waiting. Costs no

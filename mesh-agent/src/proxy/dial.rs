@@ -39,7 +39,14 @@ pub async fn from_pod(pod: &Pod, destination: SocketAddr, limit: Duration) -> Re
 pub struct Application {
     /// The socket.
     pub stream: TcpStream,
-    _shown: Shown,
+    shown: Shown,
+}
+
+impl Application {
+    /// Socket and guard, for who owns the socket elsewhere. The guard must live as long as the connection.
+    pub fn into_parts(self) -> (TcpStream, Shown) {
+        (self.stream, self.shown)
+    }
 }
 
 /// Connects to the application at `destination` from the pod's own loopback side, so that `accept` there tells `client`.
@@ -75,7 +82,7 @@ pub async fn application(
         match attempt.await {
             Ok((socket, shown)) => {
                 let stream = await_connected(socket, limit).await?;
-                return Ok(Application { stream, _shown: shown });
+                return Ok(Application { stream, shown });
             }
             // The port serves another connection, or is too fresh from one: draw again.
             Err(error)
@@ -102,7 +109,7 @@ fn draw_port(tries: usize) -> u16 {
 
 /// Says that a connection from `agent` speaks for a client, for as long as it lives.
 #[derive(Debug)]
-struct Shown {
+pub struct Shown {
     pod: Arc<Pod>,
     origins: Arc<dyn OriginTable>,
     agent: SocketAddr,

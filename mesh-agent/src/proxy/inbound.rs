@@ -4,25 +4,32 @@
 //! The application is dialled with a [`Permit`] in hand or not at all.
 
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 
 use super::carrier::{self, Carrier, Counted, Flow, Received};
 use super::dial::{self, Application};
+use super::http;
+use super::http::connection::{Connection, Side};
+use super::http::entry::{sniff_socket, sniff_tunnel};
+use super::http::io::{Io, Returned, TunnelIo};
+use super::http::sniff::Sniffed;
 use super::open::{CloseSignal, Judged, Registered};
-use super::outbound::tls_label;
-use super::relay::{self, First, Outcome};
+use super::reach::tls_label;
+use super::relay::{self, Early, First, Outcome};
 use super::report::Report;
 use super::tls;
 use super::tunnel::{self, Event, Open, ResetReason, Role};
 use super::worker::{Local, Served};
+use crate::capture::reads_requests;
 use crate::identity;
-use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, SpiffeId};
+use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, SpiffeId, Workload};
 use crate::policy::{Facts, Permit, Refusal};
 use crate::telemetry::{Reporter, TunnelRole};
 
@@ -39,8 +46,8 @@ pub async fn serve(local: Rc<Local>, pod: Rc<Served>, peer: TcpStream, address: 
 
 /// A connection from outside the mesh.
 pub(super) async fn serve_plain(
-    local: &Local,
-    served: &Served,
+    local: &Rc<Local>,
+    served: &Rc<Served>,
     peer: TcpStream,
     dialled: EndpointAddr,
     client: ClientAddr,
@@ -49,6 +56,23 @@ pub(super) async fn serve_plain(
     report.path = Path::Plain;
     let arrival = Arrival { local, served, identity: None, client, destination: dialled };
     let dialled = OriginalDst::new(dialled.addr());
+    let mut first = First::default();
+    if arrival.reads_requests() {
+        let entry = local.open.enter(served.pod.clone(), None);
+        match sniff_socket(&peer, &mut first, arrival.patience(), &entry.close).await {
+            Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
+                arrival.note(&mut report, dialled);
+                let (first, _end) = first.take();
+                let io = Io::Tcp(peer);
+                return arrival.serve_requests(io, first, sniffed, entry, dialled, report).await;
+            }
+            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {}
+            Err(ending) => {
+                arrival.note(&mut report, dialled);
+                return report.close(ending);
+            }
+        }
+    }
     let (permit, entry) = match arrival.judge(&mut report, dialled) {
         Ok(admitted) => admitted,
         Err(refusal) => {
@@ -59,14 +83,16 @@ pub(super) async fn serve_plain(
     let ending = match arrival.dial(&permit).await {
         Ok(app) => {
             report.opened();
+            let (bytes, end) = first.take();
             let outcome = relay::plain(
                 &app.stream,
                 &peer,
                 Vec::new(),
                 false,
+                Early { bytes, end },
                 &mut report.bytes,
                 &entry.close,
-                &local.scratch,
+                local.scratch,
             )
             .await;
             end_app(app, ending_of(&outcome))
@@ -80,7 +106,7 @@ pub(super) async fn serve_plain(
 }
 
 /// A tunnel and, one after the other, the connections on it.
-async fn serve_tunnel(local: &Local, served: &Served, peer: TcpStream, address: ClientAddr) {
+async fn serve_tunnel(local: &Rc<Local>, served: &Rc<Served>, peer: TcpStream, address: ClientAddr) {
     // Stands for the tunnel between connections: closed with the pod, or when the agent stops.
     let idle = local.open.enter(served.pod.clone(), None);
     let identity = served.pod.workload().identity.clone();
@@ -95,14 +121,15 @@ async fn serve_tunnel(local: &Local, served: &Served, peer: TcpStream, address: 
     };
     local.handles.telemetry.tunnel_handshake(TunnelRole::Server, "success");
     while let Some(open) = next_open(&mut carrier, &idle.close, local).await {
-        let usable = serve_open(local, served, &mut carrier, &client, address, open).await;
+        let Some(used) = serve_open(local, served, carrier, &client, address, open).await else { return };
+        carrier = used;
         // After a rotation the peer's next connection should meet the new certificate.
         let is_current = local
             .handles
             .credentials
             .server_config(&identity)
             .is_some_and(|current| Arc::ptr_eq(&current, &config));
-        if !usable || !is_current {
+        if !is_current {
             break;
         }
     }
@@ -205,15 +232,15 @@ async fn next_open(carrier: &mut Carrier, close: &CloseSignal, local: &Local) ->
     }
 }
 
-/// One connection on a tunnel. False: the tunnel is dead.
+/// One connection on a tunnel. `None`: the tunnel is dead.
 async fn serve_open(
-    local: &Local,
-    served: &Served,
-    carrier: &mut Carrier,
+    local: &Rc<Local>,
+    served: &Rc<Served>,
+    mut carrier: Box<Carrier>,
     identity: &SpiffeId,
     address: ClientAddr,
     open: Box<Open>,
-) -> bool {
+) -> Option<Box<Carrier>> {
     let client = believable(local, identity, open.client, address);
     let mut report = Report::new(&local.handles.telemetry, Reporter::Destination, client);
     report.path = Path::Tunnel;
@@ -221,19 +248,43 @@ async fn serve_open(
     report.destination_identity = Some(served.pod.workload().identity.clone());
     report.key_exchange = Some(carrier.key_exchange());
     let arrival = Arrival { local, served, identity: Some(identity), client, destination: open.destination };
+    let mut early = Early::default();
+    if arrival.reads_requests() {
+        let entry = local.open.enter(served.pod.clone(), None);
+        let (mut tunnel, returned) = TunnelIo::accepted(carrier);
+        match sniff_tunnel(&mut tunnel, arrival.patience(), &entry.close).await {
+            Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
+                arrival.note(&mut report, open.dialled);
+                let io = Io::Tunnel(tunnel);
+                arrival.serve_requests(io, Vec::new(), sniffed, entry, open.dialled, report).await;
+                return settle_accepted(local, returned).await;
+            }
+            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {
+                let (bytes, end);
+                (carrier, bytes, end) = tunnel.into_parts()?;
+                early = Early { bytes, end };
+            }
+            Err(ending) => {
+                arrival.note(&mut report, open.dialled);
+                report.close(ending);
+                drop(tunnel);
+                return settle_accepted(local, returned).await;
+            }
+        }
+    }
     let (permit, entry) = match arrival.judge(&mut report, open.dialled) {
         Ok(admitted) => admitted,
         Err(refusal) => {
             let told = carrier.put_reset(refusal.reset(), "").is_ok();
             refusal.tell(report);
-            return told;
+            return told.then_some(carrier);
         }
     };
     let app = match arrival.dial(&permit).await {
         Ok(app) => app,
         Err(ending) => {
             report.close(ending);
-            return carrier.put_reset(reset_of(ending), "").is_ok();
+            return carrier.put_reset(reset_of(ending), "").is_ok().then_some(carrier);
         }
     };
     report.opened();
@@ -241,16 +292,44 @@ async fn serve_open(
     let mut first = First::none();
     let outcome = relay::tunnelled(
         &app.stream,
-        carrier,
+        &mut carrier,
         Role::Acceptor,
         &mut first,
+        early,
         &mut report.bytes,
         &entry.close,
-        &local.scratch,
+        local.scratch,
     )
     .await;
     report.close(end_app(app, ending_of(&outcome)));
-    !matches!(outcome, Outcome::Broken(_))
+    (!matches!(outcome, Outcome::Broken(_))).then_some(carrier)
+}
+
+/// Brings a tunnel that carried HTTP to where the next OPEN may come. `None`: it cannot be.
+async fn settle_accepted(local: &Local, returned: Returned) -> Option<Box<Carrier>> {
+    let mut carrier = returned.take()?;
+    let settled = poll_fn(|context| {
+        loop {
+            carrier.put_done_if_due()?;
+            let flushed = carrier.flush()?;
+            if carrier.session().is_clean() {
+                return Poll::Ready(Ok::<_, carrier::Error>(()));
+            }
+            let received = {
+                let mut scratch = local.scratch.borrow_mut();
+                carrier.receive(&mut scratch.receive, &mut |_late| Flow::Continue)?
+            };
+            if received != Received::Blocked {
+                continue;
+            }
+            let writable = !flushed && carrier.stream().poll_write_ready(context).is_ready();
+            if !writable && carrier.stream().poll_read_ready(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    });
+    let settled = tokio::time::timeout(local.settings.settle_timeout, settled).await;
+    matches!(settled, Ok(Ok(()))).then_some(carrier)
 }
 
 /// The client address that OPEN claims, if its owner has the identity that was proven; else the tunnel's own.
@@ -262,8 +341,8 @@ fn believable(local: &Local, identity: &SpiffeId, claimed: ClientAddr, seen: Cli
 
 /// A connection that asks to come in.
 struct Arrival<'a> {
-    local: &'a Local,
-    served: &'a Served,
+    local: &'a Rc<Local>,
+    served: &'a Rc<Served>,
     identity: Option<&'a SpiffeId>,
     client: ClientAddr,
     destination: EndpointAddr,
@@ -276,35 +355,106 @@ enum NotAdmitted {
 }
 
 impl Arrival<'_> {
-    /// Asks policy. The connection is in the table of open ones before the question, so that no change is missed.
-    fn judge(&self, report: &mut Report, dialled: OriginalDst) -> Result<(Permit, Registered), NotAdmitted> {
-        let pod = &self.served.pod;
-        let workload = pod.workload();
+    /// Whether this connection's requests are read, if it turns out to carry any.
+    fn reads_requests(&self) -> bool {
+        let workload = self.served.pod.workload();
+        let policies = self.local.handles.policies.current();
+        self.has_address(&workload) && reads_requests(&policies, &workload, self.destination.port())
+    }
+
+    /// How long the client's first bytes are waited for. Where only requests may pass there is nothing to lose by waiting;
+    /// where bytes may pass too, a server that speaks first must get its turn.
+    fn patience(&self) -> Option<Duration> {
+        let workload = self.served.pod.workload();
+        let admits_bytes = self.local.handles.policies.current().evaluate(&self.facts(&workload)).is_ok();
+        let mesh = self.local.handles.registry.snapshot();
+        admits_bytes.then_some(mesh.config.protocol_detection_timeout)
+    }
+
+    fn has_address(&self, workload: &Workload) -> bool {
+        let own = self.destination.port() == tunnel::PORT || self.served.ports.contains(&self.destination.port());
+        !own && (workload.addresses.contains(&self.destination.ip()) || self.is_plain())
+    }
+
+    /// As a connection of bytes.
+    fn facts<'w>(&'w self, workload: &'w Workload) -> Facts<'w> {
+        Facts {
+            identity: self.identity,
+            client: self.client.ip(),
+            destination: workload,
+            port: self.destination.port(),
+            request: None,
+        }
+    }
+
+    /// Puts down who and where.
+    fn note(&self, report: &mut Report, dialled: OriginalDst) {
         let mesh = self.local.handles.registry.snapshot();
         report.source = mesh.workload_by_ip(self.client.ip()).cloned();
-        report.destination = Some(workload.clone());
+        report.destination = Some(self.served.pod.workload());
         report.dialled = Some(dialled);
         report.endpoint = Some(self.destination);
         if let crate::registry::Destination::Service(service, _) = mesh.resolve(dialled) {
             report.service = Some(service.name.clone());
         }
+    }
+
+    /// Serves the requests of a connection; each is judged by itself.
+    async fn serve_requests(
+        &self,
+        io: Io,
+        first: Vec<u8>,
+        sniffed: Sniffed,
+        entry: Registered,
+        dialled: OriginalDst,
+        mut report: Report,
+    ) {
+        report.opened();
+        let connection = Connection {
+            local: self.local.clone(),
+            served: self.served.clone(),
+            client: self.client,
+            source: report.source.clone(),
+            proven: self.identity.cloned(),
+            side: Side::Inbound {
+                address: self.destination,
+                dialled,
+                service: report.service.clone(),
+                path: report.path,
+                key_exchange: report.key_exchange,
+            },
+            close: entry.close.clone(),
+            // Of its own, so that the application sees one connection per client connection, with its address.
+            upstreams: Rc::default(),
+            seen: None,
+        };
+        let ended = http::entry::serve(connection, io, first, sniffed == Sniffed::Http2).await;
+        report.bytes.to_app = ended.seen.received_bytes();
+        report.bytes.from_app = ended.seen.sent_bytes();
+        report.reason = ended.reason.map(Into::into);
+        report.close(ended.ending);
+    }
+
+    /// Asks policy. The connection is in the table of open ones before the question, so that no change is missed.
+    fn judge(&self, report: &mut Report, dialled: OriginalDst) -> Result<(Permit, Registered), NotAdmitted> {
+        let pod = &self.served.pod;
+        let workload = pod.workload();
+        self.note(report, dialled);
         if !workload.addresses.contains(&self.destination.ip()) && !self.is_plain() {
             return Err(NotAdmitted::Address(Ending::Unreachable));
         }
         if self.destination.port() == tunnel::PORT || self.served.ports.contains(&self.destination.port()) {
             return Err(NotAdmitted::Address(Ending::Loop));
         }
-        let client: IpAddr = self.client.ip();
-        let judged = Judged { identity: self.identity.cloned(), client, port: self.destination.port() };
-        let entry = self.local.open.enter(pod.clone(), Some(judged));
-        let facts = Facts {
-            identity: self.identity,
-            client,
-            destination: &workload,
+        let judged = Judged {
+            identity: self.identity.cloned(),
+            client: self.client.ip(),
             port: self.destination.port(),
             request: None,
         };
-        let permit = self.local.handles.policies.current().evaluate(&facts).map_err(NotAdmitted::Policy)?;
+        let entry = self.local.open.enter(pod.clone(), Some(judged));
+        let policies = self.local.handles.policies.current();
+        let permit = policies.evaluate(&self.facts(&workload)).map_err(NotAdmitted::Policy)?;
         report.reason = permit.policy().map(|(policy, _)| policy.to_string().into());
         note_audits(&permit, self.client, self.destination);
         Ok((permit, entry))
@@ -328,7 +478,7 @@ impl Arrival<'_> {
     }
 }
 
-fn note_audits(permit: &Permit, client: ClientAddr, destination: EndpointAddr) {
+pub(super) fn note_audits(permit: &Permit, client: ClientAddr, destination: EndpointAddr) {
     for policy in permit.audits() {
         tracing::info!(%policy, %client, %destination, "an AUDIT policy matched");
     }
@@ -357,7 +507,7 @@ impl NotAdmitted {
 }
 
 /// The policy to put it down to, or the label of the default that refused: what the kernel's refusals say, too.
-fn reason_of(refusal: &Refusal) -> Arc<str> {
+pub(super) fn reason_of(refusal: &Refusal) -> Arc<str> {
     refusal.policy().map_or_else(|| refusal.label().into(), |policy| policy.to_string().into())
 }
 

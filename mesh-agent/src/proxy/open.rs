@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use http::{HeaderMap, Method};
 use slab::Slab;
 
 use crate::capture::Pod;
@@ -58,6 +59,21 @@ pub struct Judged {
     pub client: IpAddr,
     /// The port that it dialled.
     pub port: u16,
+    /// What it asks for; `None`: a connection of bytes.
+    pub request: Option<Box<JudgedRequest>>,
+}
+
+/// What policy needs to judge a request again that is still under way.
+#[derive(Clone, Debug)]
+pub struct JudgedRequest {
+    /// Method.
+    pub method: Method,
+    /// Path in its normal form.
+    pub path: String,
+    /// Host.
+    pub host: Option<String>,
+    /// Headers.
+    pub headers: HeaderMap,
 }
 
 /// One open connection.

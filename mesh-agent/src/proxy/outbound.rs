@@ -1,41 +1,128 @@
 //! What a pod dials.
 //!
-//! [`serve`] is the table of contents of this half of the data path: origin, destination, endpoint, tunnel or plain,
-//! relay, ending. Nothing here reads the application's bytes.
+//! [`serve`] is the table of contents of this half of the data path: origin, destination, protocol; then, for connections of
+//! bytes, endpoint, tunnel or plain, relay, ending. Requests go on in [`super::http`].
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
-use super::carrier::{self, Carrier, Counted};
+use super::carrier::{self, Carrier};
 use super::endpoint::{self, Target};
-use super::open::CloseSignal;
+use super::http::connection::{Connection, Side};
+use super::http::io::Io;
+use super::open::{CloseSignal, Registered};
 use super::pool::Pair;
-use super::relay::{self, First, Outcome};
+use super::protocol::{self, Spoken};
+use super::relay::{self, Early, First, Outcome};
 use super::report::Report;
-use super::tunnel::{self, Open, Protocol, ResetReason, Role};
+use super::reach::{self, tls_label};
+use super::tunnel::{Open, Protocol, ResetReason, Role};
 use super::worker::{Local, Served};
-use super::{dial, tls};
+use super::{dial, http, tls};
 use crate::capture::{Origin, Pod};
-use crate::identity;
 use crate::lifecycle::clock;
 use crate::model::ending::Retry;
 use crate::model::{ClientAddr, Ending, Path, Workload};
-use crate::telemetry::{Reporter, TunnelRole};
+use crate::registry::{Destination, Snapshot};
+use crate::telemetry::Reporter;
 
 /// One connection, from accept to its record.
 pub async fn serve(local: Rc<Local>, pod: Rc<Served>, app: TcpStream, client: SocketAddr) {
     let client = ClientAddr::new(client);
     let mut report = Report::new(&local.handles.telemetry, Reporter::Source, client);
-    let ending = match journey(&local, &pod, &app, client, &mut report).await {
+    let spoken = match Arrived::new(&local, &pod, &app, client, &mut report) {
+        Ok(mut arrived) => protocol::spoken(&local, &mut arrived, &app).await.map(|spoken| (arrived, spoken)),
+        Err(ending) => Err(ending),
+    };
+    match spoken {
+        Ok((arrived, Spoken::Bytes)) => serve_bytes(&local, &pod, app, arrived, report).await,
+        Ok((arrived, Spoken::Http { is_h2 })) => serve_requests(local, pod, app, arrived, is_h2, report).await,
+        Err(ending) => report.close(end_app(app, ending)),
+    }
+}
+
+/// A caught connection and where it leads.
+pub(super) struct Arrived {
+    /// The pod that dialled.
+    pub(super) source: Arc<Workload>,
+    pub(super) client: ClientAddr,
+    pub(super) origin: Origin,
+    pub(super) mesh: Arc<Snapshot>,
+    /// What was dialled, or what a TCPRoute or TLSRoute makes of it.
+    pub(super) destination: Destination,
+    pub(super) entry: Registered,
+    pub(super) first: First,
+}
+
+impl Arrived {
+    fn new(
+        local: &Local,
+        served: &Served,
+        app: &TcpStream,
+        client: ClientAddr,
+        report: &mut Report,
+    ) -> Result<Self, Ending> {
+        let source = served.pod.workload();
+        report.source = Some(source.clone());
+        let origin =
+            local.handles.origins.take(&served.pod, client.addr()).ok_or(Ending::UnknownDestination)?;
+        report.dialled = Some(origin.dialled);
+        let mesh = local.handles.registry.snapshot();
+        if endpoint::is_loop(&mesh, &source, origin, &served.ports) {
+            return Err(Ending::Loop);
+        }
+        let destination = mesh.resolve(origin.dialled);
+        if let Destination::Service(service, _) = &destination {
+            report.service = Some(service.name.clone());
+        }
+        let entry = local.open.enter(served.pod.clone(), None);
+        let mut first = First::default();
+        first.read_now(app);
+        Ok(Self { source, client, origin, mesh, destination, entry, first })
+    }
+}
+
+/// A connection whose requests are read: each takes its own way.
+async fn serve_requests(
+    local: Rc<Local>,
+    served: Rc<Served>,
+    app: TcpStream,
+    mut arrived: Arrived,
+    is_h2: bool,
+    mut report: Report,
+) {
+    report.path = Path::Http;
+    report.opened();
+    let connection = Connection {
+        upstreams: local.upstreams.clone(),
+        local,
+        served,
+        client: arrived.client,
+        proven: Some(arrived.source.identity.clone()),
+        source: Some(arrived.source),
+        side: Side::Outbound { origin: arrived.origin, destination: arrived.destination },
+        close: arrived.entry.close.clone(),
+        seen: None,
+    };
+    let (first, _end) = arrived.first.take();
+    let ended = http::entry::serve(connection, Io::Tcp(app), first, is_h2).await;
+    report.bytes.from_app = ended.seen.received_bytes();
+    report.bytes.to_app = ended.seen.sent_bytes();
+    report.reason = ended.reason.map(Into::into);
+    report.close(ended.ending);
+}
+
+/// A connection of bytes: to one endpoint, as a whole.
+async fn serve_bytes(local: &Local, pod: &Served, app: TcpStream, arrived: Arrived, mut report: Report) {
+    let ending = match journey(local, pod, &app, arrived, &mut report).await {
         Ok((ending, used)) => {
             let ending = end_app(app, ending);
             report.close(ending);
-            return give_back(&local, used).await;
+            return give_back(local, used).await;
         }
         Err(ending) => end_app(app, ending),
     };
@@ -53,24 +140,10 @@ async fn journey(
     local: &Local,
     served: &Served,
     app: &TcpStream,
-    client: ClientAddr,
+    arrived: Arrived,
     report: &mut Report,
 ) -> Result<(Ending, Option<Used>), Ending> {
-    let source = served.pod.workload();
-    report.source = Some(source.clone());
-    let origin = local.handles.origins.take(&served.pod, client.addr()).ok_or(Ending::UnknownDestination)?;
-    report.dialled = Some(origin.dialled);
-    let mesh = local.handles.registry.snapshot();
-    if endpoint::is_loop(&mesh, &source, origin, &served.ports) {
-        return Err(Ending::Loop);
-    }
-    let destination = mesh.resolve(origin.dialled);
-    if let crate::registry::Destination::Service(service, _) = &destination {
-        report.service = Some(service.name.clone());
-    }
-    let entry = local.open.enter(served.pod.clone(), None);
-    let mut first = First::default();
-    first.read_now(app);
+    let Arrived { source, client, origin, mesh, destination, entry, mut first } = arrived;
     let mut tried = Vec::new();
     loop {
         let target = endpoint::pick(
@@ -145,7 +218,7 @@ impl Attempt<'_> {
         report.opened();
         let (pending, ended) = first.take();
         let outcome =
-            relay::plain(self.app, &peer, pending, ended, &mut report.bytes, close, &self.local.scratch)
+            relay::plain(self.app, &peer, pending, ended, Early::default(), &mut report.bytes, close, self.local.scratch)
                 .await;
         let ending = ending_of(&outcome);
         if ending != Ending::Closed {
@@ -184,9 +257,10 @@ impl Attempt<'_> {
                         &mut carrier,
                         Role::Opener,
                         first,
+                        Early::default(),
                         &mut report.bytes,
                         close,
-                        &self.local.scratch,
+                        self.local.scratch,
                     )
                     .await
                 }
@@ -214,53 +288,23 @@ impl Attempt<'_> {
         }
     }
 
-    /// Dials the destination pod's tunnel port and makes sure of who answers before any byte is sent.
     async fn new_tunnel(
         &self,
         destination: &Workload,
         config: Arc<ClientConfig>,
         report: &mut Report,
     ) -> Result<Box<Carrier>, Ending> {
-        let result = Box::pin(self.shake_hands(destination, config, report)).await;
-        let label = result.as_ref().map_or_else(|ending| ending.label(), |_| "success");
-        self.local.handles.telemetry.tunnel_handshake(TunnelRole::Client, label);
-        result
-    }
-
-    async fn shake_hands(
-        &self,
-        destination: &Workload,
-        config: Arc<ClientConfig>,
-        report: &mut Report,
-    ) -> Result<Box<Carrier>, Ending> {
-        let settings = &self.local.settings;
-        let _turn = self.local.handshakes.acquire().await.map_err(|_closed| Ending::Shutdown)?;
-        let ip = self.target.address.ip();
-        let stream =
-            dial::from_pod(self.pod, SocketAddr::new(ip, tunnel::PORT), settings.connect_timeout).await?;
-        let shaking = tls::connect(&stream, config, ServerName::IpAddress(ip.into()), tunnel::ALPN);
-        let established = match tokio::time::timeout(settings.handshake_timeout, shaking).await {
-            Ok(Ok(established)) => established,
-            Ok(Err(error)) => {
-                report.reason = Some(tls_label(&error).into());
-                tracing::warn!(endpoint = %self.target.address, expected = %destination.identity,
-                    error = &error as &dyn std::error::Error, "tunnel handshake failed");
-                return Err(Ending::TlsFailed);
+        let reached =
+            reach::new_tunnel(self.local, self.pod, self.target.address, &destination.identity, config).await;
+        reached.map_err(|unreached| {
+            if let Some(reason) = unreached.reason {
+                report.reason = Some(reason.into());
             }
-            Err(_elapsed) => {
-                report.reason = Some("handshake_timeout".into());
-                return Err(Ending::TlsFailed);
+            if unreached.ending == Ending::IdentityMismatch {
+                report.destination_identity = unreached.found;
             }
-        };
-        let peer = identity::peer_identity(&established.peer_certificates).ok();
-        if peer.as_ref() != Some(&destination.identity) {
-            tracing::warn!(endpoint = %self.target.address, expected = %destination.identity,
-                found = peer.as_ref().map(tracing::field::display), "the peer is somebody else");
-            report.destination_identity = peer;
-            return Err(Ending::IdentityMismatch);
-        }
-        let counted = Counted::new(&self.local.handles.telemetry);
-        Ok(Box::new(Carrier::new(stream, established, Role::Opener, counted)))
+            unreached.ending
+        })
     }
 }
 
@@ -282,23 +326,6 @@ fn note_broken(error: &carrier::Error, report: &mut Report) {
         error = error as &dyn std::error::Error,
         "tunnel broke"
     );
-}
-
-/// Stable label of a TLS failure.
-pub(super) fn tls_label(error: &tls::Error) -> &'static str {
-    match error {
-        tls::Error::NotTls => "plaintext_on_tunnel_port",
-        tls::Error::ClosedInHandshake => "closed_in_handshake",
-        tls::Error::Handshake(error) => identity::refusal_label(error),
-        tls::Error::FlightTooLarge => "flight_too_large",
-        tls::Error::Protocol => "no_common_protocol",
-        tls::Error::Suite => "unsupported_suite",
-        tls::Error::Alert(_) => "alert_from_peer",
-        tls::Error::BadRecord => "bad_record",
-        tls::Error::Message(_) => "unexpected_message",
-        tls::Error::Seal => "seal",
-        tls::Error::Io(_) => "socket",
-    }
 }
 
 /// How it ended, as the client's side sees it.
@@ -337,7 +364,7 @@ fn end_app(app: TcpStream, ending: Ending) -> Ending {
 /// Puts a tunnel back for the next connection, once it is clean.
 async fn give_back(local: &Local, used: Option<Used>) {
     let Some(Used { pair, mut carrier, config }) = used else { return };
-    if relay::settle(&mut carrier, local.settings.settle_timeout, &local.scratch).await {
+    if relay::settle(&mut carrier, local.settings.settle_timeout, local.scratch).await {
         local.pool.put(pair, carrier, config, clock::now());
     }
 }

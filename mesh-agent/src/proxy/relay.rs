@@ -81,6 +81,24 @@ impl First {
         }
     }
 
+    /// Waits for more. An end of stream is noted; a reset is seen again by who reads next.
+    ///
+    /// # Errors
+    /// The client reset. Cancel safe.
+    pub async fn read_more(&mut self, app: &TcpStream) -> Result<(), Ending> {
+        loop {
+            app.readable().await.map_err(|_reset| Ending::ClientReset)?;
+            let mut buffer = [0; 2048];
+            match app.try_read(&mut buffer) {
+                Ok(0) => self.end = true,
+                Ok(read) => self.bytes.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_reset) => return Err(Ending::ClientReset),
+            }
+            return Ok(());
+        }
+    }
+
     /// Nothing, and nothing will be kept: for who never tries elsewhere.
     pub fn none() -> Self {
         Self { forgotten: true, ..Self::default() }
@@ -124,6 +142,15 @@ impl First {
     fn forget(&mut self) {
         (self.bytes, self.forgotten) = (Vec::new(), true);
     }
+}
+
+/// What the other side has said already, to somebody who looked and found that it is not for him.
+#[derive(Debug, Default)]
+pub struct Early {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// It sends no more.
+    pub end: bool,
 }
 
 /// Makes the next close of this socket a reset (RST): the other side must see that it was not orderly.

@@ -29,7 +29,7 @@ use crate::model::{
     ServiceName, ServicePort, SpiffeId, TrafficDistribution, Workload, WorkloadName, WorkloadUid,
 };
 use crate::telemetry::{self, Telemetry};
-use crate::{policy, registry};
+use crate::{policy, registry, route};
 
 /// A CA for `cluster.local`.
 #[derive(Debug)]
@@ -208,6 +208,7 @@ pub(crate) struct World {
     pub(crate) credentials: Arc<TestCredentials>,
     pub(crate) registry: registry::Writer,
     pub(crate) policies: policy::Writer,
+    pub(crate) routes: route::Writer,
     workloads: Vec<Workload>,
     services: Vec<Service>,
     base: [u8; 2],
@@ -231,6 +232,7 @@ impl World {
         .unwrap();
         let (registry, registry_handle) = registry::new();
         let (policies, policies_handle) = policy::new();
+        let (routes, routes_handle) = route::new();
         let origins = Arc::new(MemoryOrigins::default());
         let credentials = Arc::new(TestCredentials {
             ca: TestCa::new(),
@@ -240,6 +242,7 @@ impl World {
         let handles = Handles {
             registry: registry_handle,
             policies: policies_handle,
+            routes: routes_handle,
             credentials: credentials.clone(),
             origins: origins.clone(),
             telemetry,
@@ -251,6 +254,7 @@ impl World {
             credentials,
             registry,
             policies,
+            routes,
             workloads: Vec::new(),
             services: Vec::new(),
             base,

@@ -15,15 +15,17 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 
-use super::carrier::Scratch;
+use super::carrier::{self, Scratch};
+use super::http::report::KnownMetrics;
+use super::http::upstream::Upstreams;
 use super::open::OpenTable;
 use super::pool::Pool;
 use super::{Handles, Settings, inbound, outbound};
 use crate::balance::OpenConnections;
 use crate::capture::{ListenerChange, Pod};
 use crate::lifecycle::{Shutdown, clock, tasks};
-use crate::model::{Ending, WorkloadUid};
-use crate::policy::Facts;
+use crate::model::{Ending, RequestPath, WorkloadUid};
+use crate::policy::{Facts, Request};
 
 /// How often idle tunnels are looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -101,7 +103,7 @@ pub struct Local {
     /// The other rooms.
     pub handles: Handles,
     /// Buffers; borrowed within one poll, never across a wait.
-    pub scratch: RefCell<Scratch>,
+    pub scratch: &'static RefCell<Scratch>,
     /// Idle tunnels.
     pub pool: Pool,
     /// Open connections.
@@ -114,6 +116,12 @@ pub struct Local {
     pub handshakes_in: Semaphore,
     /// For drawing endpoints.
     pub rng: RefCell<fastrand::Rng>,
+    /// Connections that carry requests of this node's pods to servers.
+    pub upstreams: Rc<Upstreams>,
+    /// Counters of requests.
+    pub request_metrics: RefCell<KnownMetrics>,
+    /// The pods of this node, as they are served here.
+    pods: RefCell<HashMap<WorkloadUid, Rc<Served>>>,
 }
 
 impl Local {
@@ -122,14 +130,22 @@ impl Local {
         Rc::new(Self {
             settings,
             handles,
-            scratch: RefCell::default(),
+            scratch: carrier::scratch(),
             pool: Pool::new(settings.idle_tunnels_per_pair_max, settings.idle_tunnel_max),
             open: Rc::default(),
             connections: OpenConnections::default(),
             handshakes: Semaphore::new(settings.handshakes_max),
             handshakes_in: Semaphore::new(settings.handshakes_max),
             rng: RefCell::new(fastrand::Rng::new()),
+            upstreams: Rc::default(),
+            request_metrics: RefCell::default(),
+            pods: RefCell::default(),
         })
+    }
+
+    /// A pod of this node.
+    pub fn served(&self, uid: &WorkloadUid) -> Option<Rc<Served>> {
+        self.pods.borrow().get(uid).cloned()
     }
 
     /// Judges every open inbound connection again and ends those that would not be admitted now.
@@ -137,12 +153,22 @@ impl Local {
         let policies = self.handles.policies.current();
         self.open.for_each(|entry| {
             let Some(judged) = &entry.judged else { return };
+            let path = judged.request.as_ref().map(|request| RequestPath::parse(&request.path));
+            let request = match (&judged.request, &path) {
+                (Some(request), Some(Ok(path))) => Some(Request {
+                    method: &request.method,
+                    path,
+                    headers: &request.headers,
+                    host: request.host.as_deref(),
+                }),
+                _ => None,
+            };
             let facts = Facts {
                 identity: judged.identity.as_ref(),
                 client: judged.client,
                 destination: &entry.pod.workload(),
                 port: judged.port,
-                request: None,
+                request,
             };
             if let Err(refusal) = policies.evaluate(&facts) {
                 tracing::info!(%refusal, client = %judged.client, port = judged.port, "policy revoked a connection");
@@ -153,7 +179,9 @@ impl Local {
 
     fn sweep(&self) {
         let mesh = self.handles.registry.snapshot();
-        self.pool.sweep(clock::now(), |uid| mesh.workload(uid).is_some());
+        let lives = |uid: &WorkloadUid| mesh.workload(uid).is_some();
+        self.pool.sweep(clock::now(), lives);
+        self.upstreams.sweep(clock::now(), self.settings.http.idle_upstream_max, lives);
     }
 
     fn close_all_of(&self, uid: Option<&WorkloadUid>) {
@@ -207,8 +235,11 @@ async fn run(
                     if let Some(tasks) = served.remove(&uid) {
                         tasks.iter().for_each(tokio::task::JoinHandle::abort);
                     }
+                    local.pods.borrow_mut().remove(&uid);
                     local.close_all_of(Some(&uid));
                     local.pool.sweep(clock::now(), |known| *known != uid);
+                    let idle_max = settings.http.idle_upstream_max;
+                    local.upstreams.sweep(clock::now(), idle_max, |known| *known != uid);
                 }
                 None => break,
             },
@@ -238,6 +269,7 @@ fn listen(
 ) -> io::Result<[tokio::task::JoinHandle<()>; 2]> {
     let ports = [outbound.local_addr()?.port(), inbound.local_addr()?.port()];
     let served = Rc::new(Served { pod, ports });
+    local.pods.borrow_mut().insert(served.pod.workload().uid.clone(), served.clone());
     let (outbound, inbound) = (TcpListener::from_std(outbound)?, TcpListener::from_std(inbound)?);
     let (local_in, served_in) = (local.clone(), served.clone());
     let (local_out, served_out) = (local.clone(), served);

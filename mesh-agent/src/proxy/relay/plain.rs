@@ -7,19 +7,22 @@ use std::task::Poll;
 
 use tokio::net::TcpStream;
 
-use super::{Bytes, Outcome, TURN_BYTES, Wait, end_writing, yield_turn};
+use super::{Bytes, Early, Outcome, TURN_BYTES, Wait, end_writing, yield_turn};
 use crate::proxy::carrier::{Scratch, read_some};
 use crate::proxy::open::CloseSignal;
 use crate::proxy::tunnel::ResetReason;
 
-/// Relays until the connection is over. `pending` is what `app` has said already and `peer` has not been told.
+/// Relays until the connection is over. `pending` is what `app` has said already and `peer` has not been told, `early` the
+/// same the other way.
 ///
 /// Not cancel safe: dropping the future may lose bytes that one side has sent.
+#[expect(clippy::too_many_arguments, reason = "two directions, each with what it begins with")]
 pub async fn plain(
     app: &TcpStream,
     peer: &TcpStream,
     pending: Vec<u8>,
     app_ended: bool,
+    early: Early,
     bytes: &mut Bytes,
     close: &CloseSignal,
     scratch: &RefCell<Scratch>,
@@ -27,6 +30,7 @@ pub async fn plain(
     let mut up = Way::new(app, peer);
     (up.bytes, up.pending, up.ended) = (pending.len() as u64, pending, app_ended);
     let mut down = Way::new(peer, app);
+    (down.bytes, down.pending, down.ended) = (early.bytes.len() as u64, early.bytes, early.end);
     let outcome = poll_fn(|context| {
         if let Some(ending) = close.poll(context) {
             return Poll::Ready(Outcome::Told(ending));

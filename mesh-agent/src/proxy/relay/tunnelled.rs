@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::{Bytes, First, Outcome, TURN_BYTES, Wait, end_writing, yield_turn};
+use super::{Bytes, Early, First, Outcome, TURN_BYTES, Wait, end_writing, yield_turn};
 use crate::proxy::carrier::{
     Carrier, Flow, PAYLOAD_AT, Received, SLOT_BYTES, SLOTS_MAX, Scratch, read_into_slots,
 };
@@ -16,19 +16,23 @@ use crate::proxy::open::CloseSignal;
 use crate::proxy::tunnel::codec::PAYLOAD_BYTES_MAX;
 use crate::proxy::tunnel::{Event, ResetReason, Role};
 
-/// Relays until the connection is over. The tunnel's session must be open; `first` is what OPEN took along.
+/// Relays until the connection is over. The tunnel's session must be open; `first` is what OPEN took along, `early` what
+/// the tunnel has brought already.
 ///
 /// Afterwards the tunnel may be reused if [`settle`] says so. Not cancel safe: dropping the future may lose bytes that
 /// one side has sent.
+#[expect(clippy::too_many_arguments, reason = "two directions, each with what it begins with")]
 pub async fn tunnelled(
     app: &TcpStream,
     carrier: &mut Carrier,
     role: Role,
     first: &mut First,
+    early: Early,
     bytes: &mut Bytes,
     close: &CloseSignal,
     scratch: &RefCell<Scratch>,
 ) -> Outcome {
+    bytes.to_app += early.bytes.len() as u64;
     let mut relay = Relay {
         app_ended: first.end(),
         app,
@@ -37,9 +41,9 @@ pub async fn tunnelled(
         first,
         bytes,
         slots: 1,
-        fin: false,
+        fin: early.end,
         shut: false,
-        pending: Vec::new(),
+        pending: early.bytes,
         pending_at: 0,
     };
     let outcome = poll_fn(|context| relay.poll(context, close, scratch)).await;

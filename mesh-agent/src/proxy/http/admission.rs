@@ -1,0 +1,62 @@
+//! Asks policy about a request to an application of this node.
+//!
+//! Station 10 for requests. The request is entered among the open ones before the question, so that no change of policies
+//! is missed while it is under way.
+
+use std::rc::Rc;
+
+use super::connection::Connection;
+use super::head::Head;
+use crate::model::{EndpointAddr, PathFault, RequestPath};
+use crate::policy::{Facts, Permit, Refusal, Request};
+use crate::proxy::inbound::note_audits;
+use crate::proxy::open::{Judged, JudgedRequest, Registered};
+use crate::proxy::worker::Served;
+
+/// Why a request may not pass.
+#[derive(Debug)]
+pub enum Refused {
+    /// Its path, as filters made it, has no normal form.
+    Path(PathFault),
+    /// Policy.
+    Policy(Refusal),
+}
+
+/// Judges a request as its application will see it.
+///
+/// # Errors
+/// It may not pass.
+pub fn judge(
+    connection: &Connection,
+    pod: &Rc<Served>,
+    address: EndpointAddr,
+    head: &Head,
+) -> Result<(Permit, Registered), Refused> {
+    let local = &connection.local;
+    let workload = pod.pod.workload();
+    let policies = local.handles.policies.current();
+    let client = connection.client.ip();
+    // Only where rules speak about requests does it matter later what was asked.
+    let request = policies.needs_requests(&workload, address.port()).then(|| {
+        Box::new(JudgedRequest {
+            method: head.method.clone(),
+            path: head.path().to_owned(),
+            host: head.host().map(str::to_owned),
+            headers: head.headers.clone(),
+        })
+    });
+    let judged = Judged { identity: connection.proven.clone(), client, port: address.port(), request };
+    let entry = local.open.enter(pod.pod.clone(), Some(judged));
+    let path = RequestPath::parse(head.path()).map_err(Refused::Path)?;
+    let facts = Facts {
+        identity: connection.proven.as_ref(),
+        client,
+        destination: &workload,
+        port: address.port(),
+        request: Some(Request { method: &head.method, path: &path, headers: &head.headers, host: head.host() }),
+    };
+    // Asked of the newest set: the entry is there already, so a change from here on reaches it.
+    let permit = local.handles.policies.current().evaluate(&facts).map_err(Refused::Policy)?;
+    note_audits(&permit, connection.client, address);
+    Ok((permit, entry))
+}
