@@ -59,12 +59,12 @@ pub(super) async fn serve_plain(
     let mut first = First::default();
     if arrival.reads_requests() {
         let entry = local.open.enter(served.pod.clone(), None);
-        match sniff_socket(&peer, &mut first, arrival.patience(), &entry.close).await {
+        match Box::pin(sniff_socket(&peer, &mut first, arrival.patience(), &entry.close)).await {
             Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
                 arrival.note(&mut report, dialled);
                 let (first, _end) = first.take();
                 let io = Io::Tcp(peer);
-                return arrival.serve_requests(io, first, sniffed, entry, dialled, report).await;
+                return Box::pin(arrival.serve_requests(io, first, sniffed, entry, dialled, report)).await;
             }
             Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {}
             Err(ending) => {
@@ -252,12 +252,13 @@ async fn serve_open(
     if arrival.reads_requests() {
         let entry = local.open.enter(served.pod.clone(), None);
         let (mut tunnel, returned) = TunnelIo::accepted(carrier);
-        match sniff_tunnel(&mut tunnel, arrival.patience(), &entry.close).await {
+        match Box::pin(sniff_tunnel(&mut tunnel, arrival.patience(), &entry.close)).await {
             Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
                 arrival.note(&mut report, open.dialled);
                 let io = Io::Tunnel(tunnel);
-                arrival.serve_requests(io, Vec::new(), sniffed, entry, open.dialled, report).await;
-                return settle_accepted(local, returned).await;
+                let serving = arrival.serve_requests(io, Vec::new(), sniffed, entry, open.dialled, report);
+                Box::pin(serving).await;
+                return Box::pin(settle_accepted(local, returned)).await;
             }
             Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {
                 let (bytes, end);
@@ -268,7 +269,7 @@ async fn serve_open(
                 arrival.note(&mut report, open.dialled);
                 report.close(ending);
                 drop(tunnel);
-                return settle_accepted(local, returned).await;
+                return Box::pin(settle_accepted(local, returned)).await;
             }
         }
     }

@@ -24,24 +24,37 @@ use super::tunnel::{Open, Protocol, ResetReason, Role};
 use super::worker::{Local, Served};
 use super::{dial, http, tls};
 use crate::capture::{Origin, Pod};
-use crate::lifecycle::clock;
+use crate::lifecycle::{clock, tasks};
 use crate::model::ending::Retry;
 use crate::model::{ClientAddr, Ending, Path, Workload};
 use crate::registry::{Destination, Snapshot};
 use crate::telemetry::Reporter;
 
-/// One connection, from accept to its record.
-pub async fn serve(local: Rc<Local>, pod: Rc<Served>, app: TcpStream, client: SocketAddr) {
+/// Takes a connection on: looks where it leads, and begins the task that carries it. A connection of bytes, which is most
+/// of them, gets a task that knows nothing of requests and is the smaller for it.
+pub fn serve(local: Rc<Local>, served: Rc<Served>, app: TcpStream, client: SocketAddr) {
     let client = ClientAddr::new(client);
     let mut report = Report::new(&local.handles.telemetry, Reporter::Source, client);
-    let spoken = match Arrived::new(&local, &pod, &app, client, &mut report) {
-        Ok(mut arrived) => protocol::spoken(&local, &mut arrived, &app).await.map(|spoken| (arrived, spoken)),
-        Err(ending) => Err(ending),
-    };
-    match spoken {
-        Ok((arrived, Spoken::Bytes)) => serve_bytes(&local, &pod, app, arrived, report).await,
-        Ok((arrived, Spoken::Http { is_h2 })) => serve_requests(local, pod, app, arrived, is_h2, report).await,
+    match Arrived::new(&local, &served, &app, client, &mut report) {
+        Ok(arrived) if protocol::must_look(&local, &arrived) => {
+            tasks::spawn_local("outbound", look(local, served, app, arrived, report));
+        }
+        Ok(arrived) => {
+            tasks::spawn_local("outbound", serve_bytes(local, served, app, arrived, report));
+        }
         Err(ending) => report.close(end_app(app, ending)),
+    }
+}
+
+/// A connection whose protocol must be told first.
+async fn look(local: Rc<Local>, served: Rc<Served>, app: TcpStream, mut arrived: Arrived, mut report: Report) {
+    match Box::pin(protocol::spoken(&local, &mut arrived, &app)).await {
+        Ok(Spoken::Bytes) => Box::pin(serve_bytes(local, served, app, arrived, report)).await,
+        Ok(Spoken::Http { is_h2 }) => serve_requests(local, served, app, arrived, is_h2, report).await,
+        Err(ending) => {
+            report.opened();
+            report.close(end_app(app, ending));
+        }
     }
 }
 
@@ -117,12 +130,18 @@ async fn serve_requests(
 }
 
 /// A connection of bytes: to one endpoint, as a whole.
-async fn serve_bytes(local: &Local, pod: &Served, app: TcpStream, arrived: Arrived, mut report: Report) {
-    let ending = match journey(local, pod, &app, arrived, &mut report).await {
+pub(super) async fn serve_bytes(
+    local: Rc<Local>,
+    served: Rc<Served>,
+    app: TcpStream,
+    arrived: Arrived,
+    mut report: Report,
+) {
+    let ending = match journey(&local, &served, &app, arrived, &mut report).await {
         Ok((ending, used)) => {
             let ending = end_app(app, ending);
             report.close(ending);
-            return give_back(local, used).await;
+            return give_back(&local, used).await;
         }
         Err(ending) => end_app(app, ending),
     };

@@ -3,6 +3,8 @@
 //! Station 5. What was written comes first (appProtocol, the kind of the attached routes), then the client's first bytes;
 //! a port for which nothing was written is never waited on.
 
+use std::sync::Arc;
+
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 
@@ -32,35 +34,46 @@ pub(super) enum Spoken {
     },
 }
 
-/// Settles it. Routes for connections are carried out here: they change where the connection leads.
+/// Whether that takes a look at the client's bytes, or at routes. No: it is bytes.
+pub(super) fn must_look(local: &Local, arrived: &Arrived) -> bool {
+    let is_opaque = hint(arrived) == Some(AppProtocol::Opaque);
+    match routes(local, arrived).as_deref() {
+        Some(PortRoutes::Requests(_)) => !is_opaque,
+        Some(PortRoutes::Tcp(_) | PortRoutes::Tls(_)) => true,
+        None => !is_opaque && may_reach_readers(local, arrived),
+    }
+}
+
+fn hint(arrived: &Arrived) -> Option<AppProtocol> {
+    arrived.destination.service_port().and_then(ServicePort::protocol)
+}
+
+fn routes(local: &Local, arrived: &Arrived) -> Option<Arc<PortRoutes>> {
+    let Destination::Service(service, index) = &arrived.destination else { return None };
+    let port = service.ports.get(*index)?;
+    let table = local.handles.routes.current();
+    table.for_client(&service.name, port.port, &arrived.source.name.namespace).cloned()
+}
+
+/// Settles it, where [`must_look`] said so. Routes for connections are carried out here: they change where the connection
+/// leads.
 ///
 /// # Errors
 /// The connection is refused, or over.
 pub(super) async fn spoken(local: &Local, arrived: &mut Arrived, app: &TcpStream) -> Result<Spoken, Ending> {
-    let hint = arrived.destination.service_port().and_then(ServicePort::protocol);
-    let routes = match &arrived.destination {
-        Destination::Service(service, index) => service.ports.get(*index).and_then(|port| {
-            let table = local.handles.routes.current();
-            table.for_client(&service.name, port.port, &arrived.source.name.namespace).cloned()
-        }),
-        Destination::Workload(_) | Destination::External => None,
-    };
-    match routes.as_deref() {
-        Some(PortRoutes::Requests(_)) if hint != Some(AppProtocol::Opaque) => {
-            // Whoever wrote a route said that it is HTTP: an idle client is waited for, anything else is refused.
-            match sniff_socket(app, &mut arrived.first, None, &arrived.entry.close).await? {
-                Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
-                Sniffed::Http2 => Ok(Spoken::Http { is_h2: true }),
-                Sniffed::Tls | Sniffed::Other | Sniffed::More => Err(Ending::NotHttp),
-            }
-        }
+    match routes(local, arrived).as_deref() {
+        // Whoever wrote a route said that it is HTTP: an idle client is waited for, anything else is refused.
+        Some(PortRoutes::Requests(_)) => match sniff_socket(app, &mut arrived.first, None, &arrived.entry.close).await? {
+            Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
+            Sniffed::Http2 => Ok(Spoken::Http { is_h2: true }),
+            Sniffed::Tls | Sniffed::Other | Sniffed::More => Err(Ending::NotHttp),
+        },
         Some(PortRoutes::Tcp(router)) => redirect(local, arrived, router.find()),
         Some(PortRoutes::Tls(router)) => {
             let name = server_name(app, arrived).await?;
             redirect(local, arrived, router.find(name.as_deref()))
         }
-        Some(PortRoutes::Requests(_)) => Ok(Spoken::Bytes),
-        None if hint != Some(AppProtocol::Opaque) && may_reach_readers(local, arrived) => {
+        None => {
             let limit = arrived.mesh.config.protocol_detection_timeout;
             match sniff_socket(app, &mut arrived.first, Some(limit), &arrived.entry.close).await? {
                 Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
@@ -69,7 +82,6 @@ pub(super) async fn spoken(local: &Local, arrived: &mut Arrived, app: &TcpStream
                 Sniffed::Tls | Sniffed::Other | Sniffed::More => Ok(Spoken::Bytes),
             }
         }
-        None => Ok(Spoken::Bytes),
     }
 }
 

@@ -620,10 +620,10 @@ fn an_idle_connection_is_small() {
 }
 
 fn size_of_outbound() -> usize {
-    fn of<F>(_: impl FnOnce(Rc<Local>, Rc<Served>, TcpStream, SocketAddr) -> F) -> usize {
+    fn of<A, R, F>(_: impl FnOnce(Rc<Local>, Rc<Served>, TcpStream, A, R) -> F) -> usize {
         size_of::<F>()
     }
-    of(super::outbound::serve)
+    of(super::outbound::serve_bytes)
 }
 
 fn size_of_inbound() -> usize {

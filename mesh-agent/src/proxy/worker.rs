@@ -277,10 +277,7 @@ fn listen(
         tasks::spawn_local(
             "outbound listener",
             accept(outbound, move |stream, peer| {
-                tasks::spawn_local(
-                    "outbound",
-                    outbound::serve(local_out.clone(), served_out.clone(), stream, peer),
-                );
+                outbound::serve(local_out.clone(), served_out.clone(), stream, peer);
             }),
         ),
         tasks::spawn_local(

@@ -169,7 +169,7 @@ async fn requests_of_one_connection_go_where_their_rules_say() {
         assert!(text.starts_with(expected), "{text}");
     }
     drop(sender);
-    let records = mesh.world.records(9).await;
+    let records = mesh.world.records(7).await;
     let requests: Vec<_> = records.iter().filter(|record| record.get("http").is_some()).collect();
     assert_eq!(requests.len(), 6, "{records:?}");
     for request in requests {
