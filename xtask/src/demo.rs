@@ -1,7 +1,7 @@
 //! The demo: what Weft promises, shown with the real output of real programs, each promise with a check mark or a cross.
 //!
 //! Reading order: [`report`] (how facts are told), [`stage`] (the labs and what runs in them), then the acts in the order
-//! in which they are shown: [`call`], [`wire`] with [`capture`], [`refusal`], [`latency`] with [`pingpong`], [`kernel`],
+//! in which they are shown: [`call`], [`wire`] with [`capture`], [`refusal`], [`routes`], [`latency`] with [`pingpong`], [`kernel`],
 //! [`numbers`]; and [`evidence`] (access records and metrics, from which several acts read).
 //!
 //! Nothing here is canned: a fact that does not hold is shown as a cross and makes the exit code 1.
@@ -17,6 +17,8 @@ pub mod wire;
 pub mod capture;
 
 pub mod refusal;
+
+pub mod routes;
 
 pub mod latency;
 
@@ -107,6 +109,7 @@ fn show(stage: &mut Stage, report: &mut Report) -> Result<()> {
     call::show(stage, report)?;
     wire::show(stage, report)?;
     refusal::show(stage, report)?;
+    routes::show(stage, report)?;
     latency::show(stage, report)?;
     kernel::show(stage, report)?;
     numbers::show(stage, report)

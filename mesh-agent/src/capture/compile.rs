@@ -360,7 +360,8 @@ fn enter_frontend(
         Frontend {
             service: number,
             count: u32::try_from(chosen.len()).unwrap_or(u32::MAX),
-            flags: if has_local { frontend::HAS_LOCAL } else { 0 } | if is_routed { frontend::ROUTED } else { 0 },
+            flags: if has_local { frontend::HAS_LOCAL } else { 0 }
+                | if is_routed { frontend::ROUTED } else { 0 },
             reserved: 0,
         },
     );

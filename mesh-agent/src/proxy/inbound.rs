@@ -373,7 +373,8 @@ impl Arrival<'_> {
     }
 
     fn has_address(&self, workload: &Workload) -> bool {
-        let own = self.destination.port() == tunnel::PORT || self.served.ports.contains(&self.destination.port());
+        let own =
+            self.destination.port() == tunnel::PORT || self.served.ports.contains(&self.destination.port());
         !own && (workload.addresses.contains(&self.destination.ip()) || self.is_plain())
     }
 

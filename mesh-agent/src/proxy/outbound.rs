@@ -17,9 +17,9 @@ use super::http::io::Io;
 use super::open::{CloseSignal, Registered};
 use super::pool::Pair;
 use super::protocol::{self, Spoken};
+use super::reach::{self, tls_label};
 use super::relay::{self, Early, First, Outcome};
 use super::report::Report;
-use super::reach::{self, tls_label};
 use super::tunnel::{Open, Protocol, ResetReason, Role};
 use super::worker::{Local, Served};
 use super::{dial, http, tls};
@@ -47,7 +47,13 @@ pub fn serve(local: Rc<Local>, served: Rc<Served>, app: TcpStream, client: Socke
 }
 
 /// A connection whose protocol must be told first.
-async fn look(local: Rc<Local>, served: Rc<Served>, app: TcpStream, mut arrived: Arrived, mut report: Report) {
+async fn look(
+    local: Rc<Local>,
+    served: Rc<Served>,
+    app: TcpStream,
+    mut arrived: Arrived,
+    mut report: Report,
+) {
     match Box::pin(protocol::spoken(&local, &mut arrived, &app)).await {
         Ok(Spoken::Bytes) => Box::pin(serve_bytes(local, served, app, arrived, report)).await,
         Ok(Spoken::Http { is_h2 }) => serve_requests(local, served, app, arrived, is_h2, report).await,
@@ -236,9 +242,17 @@ impl Attempt<'_> {
         let peer = dial::from_pod(self.pod, self.target.address.addr(), limit).await?;
         report.opened();
         let (pending, ended) = first.take();
-        let outcome =
-            relay::plain(self.app, &peer, pending, ended, Early::default(), &mut report.bytes, close, self.local.scratch)
-                .await;
+        let outcome = relay::plain(
+            self.app,
+            &peer,
+            pending,
+            ended,
+            Early::default(),
+            &mut report.bytes,
+            close,
+            self.local.scratch,
+        )
+        .await;
         let ending = ending_of(&outcome);
         if ending != Ending::Closed {
             relay::reset_on_close(&peer);

@@ -63,11 +63,13 @@ fn routes(local: &Local, arrived: &Arrived) -> Option<Arc<PortRoutes>> {
 pub(super) async fn spoken(local: &Local, arrived: &mut Arrived, app: &TcpStream) -> Result<Spoken, Ending> {
     match routes(local, arrived).as_deref() {
         // Whoever wrote a route said that it is HTTP: an idle client is waited for, anything else is refused.
-        Some(PortRoutes::Requests(_)) => match sniff_socket(app, &mut arrived.first, None, &arrived.entry.close).await? {
-            Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
-            Sniffed::Http2 => Ok(Spoken::Http { is_h2: true }),
-            Sniffed::Tls | Sniffed::Other | Sniffed::More => Err(Ending::NotHttp),
-        },
+        Some(PortRoutes::Requests(_)) => {
+            match sniff_socket(app, &mut arrived.first, None, &arrived.entry.close).await? {
+                Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
+                Sniffed::Http2 => Ok(Spoken::Http { is_h2: true }),
+                Sniffed::Tls | Sniffed::Other | Sniffed::More => Err(Ending::NotHttp),
+            }
+        }
         Some(PortRoutes::Tcp(router)) => redirect(local, arrived, router.find()),
         Some(PortRoutes::Tls(router)) => {
             let name = server_name(app, arrived).await?;
@@ -125,7 +127,9 @@ async fn server_name(app: &TcpStream, arrived: &mut Arrived) -> Result<Option<St
             }
         }
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Ok(accepted.client_hello().server_name().map(str::to_ascii_lowercase)),
+            Ok(Some(accepted)) => {
+                return Ok(accepted.client_hello().server_name().map(str::to_ascii_lowercase));
+            }
             Ok(None) if arrived.first.end() || arrived.first.bytes().len() > CLIENT_HELLO_BYTES_MAX => {
                 return Err(Ending::TlsFailed);
             }

@@ -57,6 +57,12 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    fn wants(&self, label: &str) -> bool {
+        self.variants.iter().any(|wanted| wanted == label)
+    }
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Measure {
@@ -150,7 +156,7 @@ pub fn run(effort: &Effort, options: &Options) -> Result<Report> {
     let rules = Rules::new(options.rules);
     let scene = Scene::set(options, rules)?;
     let ends = Ends { client_cpu: 0, server_cpu: usize::from(!options.same_node) };
-    let variants = scene.variants()?;
+    let variants = scene.variants(options)?;
     let measures: Vec<Measure> = measures().into_iter().filter(|one| effort.wants(&one.name())).collect();
     let mut report = table::empty(effort, options);
     if scene.envoy.is_some() {
@@ -185,7 +191,7 @@ pub fn run(effort: &Effort, options: &Options) -> Result<Report> {
 
 impl Scene {
     fn set(options: &Options, rules: Rules) -> Result<Self> {
-        let wants = |label: &str| options.variants.iter().any(|wanted| wanted == label);
+        let wants = |label| options.wants(label);
         let mut scene = Self { plain: None, mesh: None, haproxy: None, envoy: None };
         if wants("envoy") {
             // Before anything else is made: it may have to be fetched.
@@ -225,7 +231,7 @@ impl Scene {
     }
 
     /// What takes turns, in the order of the table.
-    fn variants(&self) -> Result<Vec<(&'static str, Path<'_>)>> {
+    fn variants(&self, options: &Options) -> Result<Vec<(&'static str, Path<'_>)>> {
         let path = |stage, dial, proxies, pids| Path {
             stage,
             client: "client",
@@ -235,7 +241,7 @@ impl Scene {
             pids,
         };
         let mut all = Vec::new();
-        if let Some(plain) = &self.plain {
+        if let Some(plain) = self.plain.as_ref().filter(|_| options.wants("no mesh")) {
             all.push(("no mesh", path(plain, Dial::Server, Vec::new(), Vec::new())));
         }
         if let Some(mesh) = &self.mesh {

@@ -1,4 +1,4 @@
-//! Act 5: the kernel's side, by the kernel's own tool: the programs by name, the table of joined sockets with field names.
+//! Act 6: the kernel's side, by the kernel's own tool: the programs by name, the table of joined sockets with field names.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Act 4: what a round trip costs on one node: joined in the kernel, through the mesh but not joined, and without a mesh.
+//! Act 5: what a round trip costs on one node: joined in the kernel, through the mesh but not joined, and without a mesh.
 
 use std::fs;
 

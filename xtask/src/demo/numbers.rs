@@ -1,4 +1,4 @@
-//! Act 6: what an operator reads: metrics, by path and by workload, and an access record.
+//! Act 7: what an operator reads: metrics, by path and by workload, and an access record.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,9 @@ use serde_json::json;
 use super::evidence::{Sample, metrics, record};
 use super::report::Report;
 use super::stage::Stage;
+
+/// The ways that the demo's connections have taken.
+const PATHS: [&str; 4] = ["splice", "direct", "tunnel", "http"];
 
 /// What is shown as it is served, by the beginning of its name.
 const SERVED: [&str; 4] = [
@@ -21,7 +24,8 @@ const SERVED: [&str; 4] = [
 pub fn show(stage: &Stage, report: &mut Report) -> Result<()> {
     report.act(
         "What an operator sees",
-        "Each agent serves Prometheus metrics and writes one access record per connection, on every path alike.",
+        "Each agent serves Prometheus metrics and writes one access record per connection, on every path alike, and one per \
+         request where it reads requests.",
     );
     let agent = stage.agent("node-1")?;
     let samples = metrics(agent)?;
@@ -57,7 +61,7 @@ fn by_path(report: &mut Report, admin: &str, samples: &[Sample]) {
     };
     let mut table = format!("{:<8}{:>12}{:>16}{:>16}", "path", "connections", "bytes sent", "bytes received");
     let mut values = BTreeMap::new();
-    for path in ["splice", "direct", "tunnel"] {
+    for path in PATHS {
         let opened = sum("weft_connections_opened_total", path, "");
         let [sent, received] = ["sent", "received"].map(|way| sum("weft_bytes_total", path, way));
         table += &format!("\n{path:<8}{opened:>12}{sent:>16}{received:>16}");
@@ -70,7 +74,7 @@ fn by_path(report: &mut Report, admin: &str, samples: &[Sample]) {
     let positive = |path: &str| {
         sum("weft_connections_opened_total", path, "") > 0.0 && sum("weft_bytes_total", path, "sent") > 0.0
     };
-    let all = ["splice", "direct", "tunnel"].iter().all(|path| positive(path));
+    let all = PATHS.iter().all(|path| positive(path));
     report.fact(all, "connections and bytes are counted on every path");
     report.value("byPath", json!(values));
 }

@@ -53,7 +53,12 @@ pub fn judge(
         client,
         destination: &workload,
         port: address.port(),
-        request: Some(Request { method: &head.method, path: &path, headers: &head.headers, host: head.host() }),
+        request: Some(Request {
+            method: &head.method,
+            path: &path,
+            headers: &head.headers,
+            host: head.host(),
+        }),
     };
     // Asked of the newest set: the entry is there already, so a change from here on reaches it.
     let permit = local.handles.policies.current().evaluate(&facts).map_err(Refused::Policy)?;

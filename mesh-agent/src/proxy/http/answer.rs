@@ -68,7 +68,9 @@ impl Answer {
             Self::BadPath(_) | Self::BadFraming(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Denied | Self::Failed(Ending::PolicyDenied | Ending::PolicyRevoked) => StatusCode::FORBIDDEN,
+            Self::Denied | Self::Failed(Ending::PolicyDenied | Ending::PolicyRevoked) => {
+                StatusCode::FORBIDDEN
+            }
             // It was reached and broke off, so what came of the request is not known.
             Self::Failed(Ending::ServerReset | Ending::TunnelFailed) => StatusCode::BAD_GATEWAY,
             Self::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -81,7 +83,9 @@ impl Answer {
     /// gRPC status.
     pub fn grpc_status(&self) -> u16 {
         match self {
-            Self::Denied | Self::Failed(Ending::PolicyDenied | Ending::PolicyRevoked) => grpc::PERMISSION_DENIED,
+            Self::Denied | Self::Failed(Ending::PolicyDenied | Ending::PolicyRevoked) => {
+                grpc::PERMISSION_DENIED
+            }
             Self::NoRoute => grpc::UNIMPLEMENTED,
             Self::Timeout => grpc::DEADLINE_EXCEEDED,
             Self::NoBackend | Self::Failed(_) | Self::Redirect(..) => grpc::UNAVAILABLE,
@@ -135,7 +139,9 @@ impl Answer {
             Self::NoBackend => "the route has no valid backend\n",
             Self::Denied | Self::Failed(Ending::PolicyDenied | Ending::PolicyRevoked) => "access denied\n",
             Self::Failed(Ending::NoEndpoint) => "no endpoint is ready\n",
-            Self::Failed(Ending::ServerReset | Ending::TunnelFailed) => "the server broke the connection off\n",
+            Self::Failed(Ending::ServerReset | Ending::TunnelFailed) => {
+                "the server broke the connection off\n"
+            }
             Self::Failed(_) => "the server cannot be reached\n",
             Self::Timeout => "the server did not answer in time\n",
             Self::Redirect(..) | Self::Preflight(_) => "",

@@ -9,7 +9,9 @@ use super::downstream::Seen;
 use super::guard::Violation;
 use super::upstream::Upstreams;
 use crate::capture::Origin;
-use crate::model::{AppProtocol, ClientAddr, EndpointAddr, OriginalDst, Path, ServiceName, SpiffeId, Workload};
+use crate::model::{
+    AppProtocol, ClientAddr, EndpointAddr, OriginalDst, Path, ServiceName, SpiffeId, Workload,
+};
 use crate::proxy::open::{CloseSignal, Registered};
 use crate::proxy::worker::{Local, Served};
 use crate::registry::Destination;
@@ -93,7 +95,9 @@ impl Connection {
     /// The service that was dialled.
     pub fn service(&self) -> Option<ServiceName> {
         match &self.side {
-            Side::Outbound { destination: Destination::Service(service, _), .. } => Some(service.name.clone()),
+            Side::Outbound { destination: Destination::Service(service, _), .. } => {
+                Some(service.name.clone())
+            }
             Side::Outbound { .. } => None,
             Side::Inbound { service, .. } => service.clone(),
         }

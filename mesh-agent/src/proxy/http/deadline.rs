@@ -116,7 +116,11 @@ mod tests {
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("1H"), Some(Duration::from_secs(3600)));
         for wrong in ["", "S", "123456789S", "5", "5s", "-1S", "5 S", "\u{661}S"] {
-            assert_eq!(HeaderValue::from_str(wrong).ok().and_then(|value| read_grpc_timeout(&value)), None, "{wrong}");
+            assert_eq!(
+                HeaderValue::from_str(wrong).ok().and_then(|value| read_grpc_timeout(&value)),
+                None,
+                "{wrong}"
+            );
         }
         for limit in [Duration::from_micros(7), Duration::from_secs(1), Duration::from_secs(86_400)] {
             assert_eq!(read_grpc_timeout(&write_grpc_timeout(limit)), Some(limit));

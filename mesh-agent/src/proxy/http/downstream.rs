@@ -73,7 +73,12 @@ pub struct Downstream {
 
 impl Downstream {
     /// A connection of which `first` has been read already.
-    pub fn new(io: Io, mut first: Vec<u8>, mut guard: Option<Guard>, head_timeout: Duration) -> (Self, Arc<Seen>) {
+    pub fn new(
+        io: Io,
+        mut first: Vec<u8>,
+        mut guard: Option<Guard>,
+        head_timeout: Duration,
+    ) -> (Self, Arc<Seen>) {
         let seen = Arc::new(Seen::default());
         seen.received_bytes.fetch_add(first.len() as u64, Relaxed);
         seen.note(guard.as_mut().and_then(|guard| guard.inspect(&mut first)));

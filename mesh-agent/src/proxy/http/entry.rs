@@ -64,7 +64,11 @@ pub async fn sniff_tunnel(
                 Sniffed::More => {
                     let more = poll_fn(|context| tunnel.poll_more(context)).await;
                     if !more.map_err(|_broken| Ending::ClientReset)? {
-                        return if tunnel.kept().is_empty() { Err(Ending::Closed) } else { Ok(Sniffed::Other) };
+                        return if tunnel.kept().is_empty() {
+                            Err(Ending::Closed)
+                        } else {
+                            Ok(Sniffed::Other)
+                        };
                     }
                 }
                 told => return Ok(told),
@@ -147,7 +151,11 @@ enum Stopped {
     Broken(hyper::Error),
 }
 
-async fn serve_h1(connection: &Rc<Connection>, downstream: Downstream, limits: &Limits) -> Result<(), Stopped> {
+async fn serve_h1(
+    connection: &Rc<Connection>,
+    downstream: Downstream,
+    limits: &Limits,
+) -> Result<(), Stopped> {
     let serving = connection.clone();
     let service = service_fn(move |request| request::serve(serving.clone(), request));
     let mut builder = http1::Builder::new();
@@ -174,7 +182,11 @@ async fn serve_h1(connection: &Rc<Connection>, downstream: Downstream, limits: &
     .await
 }
 
-async fn serve_h2(connection: &Rc<Connection>, downstream: Downstream, limits: &Limits) -> Result<(), Stopped> {
+async fn serve_h2(
+    connection: &Rc<Connection>,
+    downstream: Downstream,
+    limits: &Limits,
+) -> Result<(), Stopped> {
     let serving = connection.clone();
     let service = service_fn(move |request| request::serve(serving.clone(), request));
     let mut builder = http2::Builder::new(LocalExecutor);

@@ -256,7 +256,10 @@ fn skip(bytes: &[u8], left: u64) -> (usize, u64) {
 
 /// The lines of a block whose lines all end in CRLF, without the empty one at its end.
 fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {
-    block.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).filter(|line| !line.is_empty())
+    block
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+        .filter(|line| !line.is_empty())
 }
 
 /// How long the body of a request is, by its whole head.

@@ -73,7 +73,9 @@ pub fn address<B>(request: &mut Request<B>, host: Option<HeaderValue>, path: Opt
     if let Some(path) = path {
         let authority = host.as_ref().and_then(|host| host.to_str().ok()).filter(|_| is_h2);
         let target = match authority {
-            Some(authority) => Uri::builder().scheme("http").authority(authority).path_and_query(path).build(),
+            Some(authority) => {
+                Uri::builder().scheme("http").authority(authority).path_and_query(path).build()
+            }
             None => Uri::builder().path_and_query(path).build(),
         };
         if let Ok(target) = target {
@@ -108,7 +110,10 @@ mod tests {
     use super::*;
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        lines
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
@@ -148,11 +153,15 @@ mod tests {
 
     #[test]
     fn the_host_moves_to_where_the_version_has_it() {
-        let request = || Request::builder().uri("http://a.example/x?y").header(HOST, "ignored").body(()).unwrap();
+        let request =
+            || Request::builder().uri("http://a.example/x?y").header(HOST, "ignored").body(()).unwrap();
         let mut one = request();
         let its_host = host(&one);
         address(&mut one, its_host, Some("/z?y"), Version::HTTP_11);
-        assert_eq!((one.uri().to_string().as_str(), &one.headers()[HOST]), ("/z?y", &HeaderValue::from_static("a.example")));
+        assert_eq!(
+            (one.uri().to_string().as_str(), &one.headers()[HOST]),
+            ("/z?y", &HeaderValue::from_static("a.example"))
+        );
         let mut two = request();
         let its_host = host(&two);
         address(&mut two, its_host, Some("/z?y"), Version::HTTP_2);

@@ -117,7 +117,11 @@ impl TunnelIo {
     }
 
     /// Receives into what is kept, for who must look at the bytes before they go on. False: the peer has ended.
-    pub(super) fn poll_kept(&mut self, context: &mut Context<'_>, look: &mut dyn FnMut(&mut [u8])) -> Poll<io::Result<bool>> {
+    pub(super) fn poll_kept(
+        &mut self,
+        context: &mut Context<'_>,
+        look: &mut dyn FnMut(&mut [u8]),
+    ) -> Poll<io::Result<bool>> {
         if self.kept.is_empty() {
             let mut nowhere = hyper::rt::ReadBuf::new(&mut []);
             ready!(self.poll_receive(context, &mut nowhere.unfilled()))?;
@@ -190,7 +194,11 @@ impl TunnelIo {
         received.map_err(|error| self.break_off(error))
     }
 
-    fn poll_receive(&mut self, context: &mut Context<'_>, buffer: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.remaining();
         if self.give_kept(buffer) {
             return Poll::Ready(Ok(()));
@@ -226,7 +234,11 @@ impl TunnelIo {
         }
     }
 
-    fn poll_send(&mut self, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_send(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         ready!(self.poll_unsent(context))?;
         let Some(carrier) = &mut self.carrier else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -256,7 +268,11 @@ impl TunnelIo {
 }
 
 /// OPEN and the first bytes, in one record where they fit.
-fn open_with(carrier: &mut Carrier, open: &Open, slices: &[io::IoSlice<'_>]) -> Result<usize, carrier::Error> {
+fn open_with(
+    carrier: &mut Carrier,
+    open: &Open,
+    slices: &[io::IoSlice<'_>],
+) -> Result<usize, carrier::Error> {
     let mut first = Vec::with_capacity(1024);
     for slice in slices {
         let room = PAYLOAD_BYTES_MAX - first.len();
@@ -329,7 +345,11 @@ impl Read for Io {
 
 /// tokio reads into initialised memory of its own kind of buffer; hyper's has room that need not be initialised, so the
 /// bytes pass through the worker's buffer. A copy of what arrives, at most 64 KiB at once.
-fn poll_read_tcp(stream: &mut TcpStream, context: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+fn poll_read_tcp(
+    stream: &mut TcpStream,
+    context: &mut Context<'_>,
+    mut buffer: ReadBufCursor<'_>,
+) -> Poll<io::Result<()>> {
     let mut scratch = carrier::scratch().borrow_mut();
     let room = buffer.remaining().min(scratch.receive.len());
     let mut read = ReadBuf::new(&mut scratch.receive[..room]);

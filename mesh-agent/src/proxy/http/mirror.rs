@@ -89,7 +89,8 @@ async fn copy(
     };
     let picked = picked.ok_or("no_endpoint")?;
     let way = way(connection, &source, &picked, &head)?;
-    let is_h2 = speaks_h2(destination.service_port().and_then(crate::model::ServicePort::protocol), client_speaks_h2);
+    let is_h2 =
+        speaks_h2(destination.service_port().and_then(crate::model::ServicePort::protocol), client_speaks_h2);
     let key = Key { source: Some(source.uid.clone()), endpoint: picked.address.addr(), is_h2 };
     let caller = Caller {
         local,
@@ -117,10 +118,13 @@ fn way(
     head: &Head,
 ) -> Result<Way, &'static str> {
     let Some(destination) = picked.tunnelled(source) else { return Ok(Way::Plain) };
-    let Some(pod) = connection.local.served(&destination.uid) else { return Ok(Way::Tunnel(destination.clone())) };
-    let (permit, entry) = admission::judge(connection, &pod, picked.address, head).map_err(|refused| match refused {
-        Refused::Path(fault) => fault.label(),
-        Refused::Policy(_) => "policy_denied",
-    })?;
+    let Some(pod) = connection.local.served(&destination.uid) else {
+        return Ok(Way::Tunnel(destination.clone()));
+    };
+    let (permit, entry) =
+        admission::judge(connection, &pod, picked.address, head).map_err(|refused| match refused {
+            Refused::Path(fault) => fault.label(),
+            Refused::Policy(_) => "policy_denied",
+        })?;
     Ok(Way::Application { pod, permit, address: picked.address, entry })
 }

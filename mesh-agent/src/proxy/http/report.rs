@@ -166,7 +166,11 @@ impl Report {
             self.matched.as_ref().map(|matched| &matched.route),
             self.protocol,
         );
-        self.connection.local.request_metrics.borrow_mut().resolve(labels, &self.connection.local.handles.telemetry)
+        self.connection
+            .local
+            .request_metrics
+            .borrow_mut()
+            .resolve(labels, &self.connection.local.handles.telemetry)
     }
 
     fn record(&self, response_bytes: u64, cut_short: Option<CutBy>) {
@@ -194,7 +198,11 @@ impl Report {
             duration: clock::now().duration_since(self.started),
             reporter: connection.reporter(),
             path: self.path(),
-            source: SourceRecord::new(connection.source.as_deref(), connection.client, connection.proven.clone()),
+            source: SourceRecord::new(
+                connection.source.as_deref(),
+                connection.client,
+                connection.proven.clone(),
+            ),
             destination: DestinationRecord::new(
                 self.destination.as_deref(),
                 self.service.as_ref(),

@@ -26,9 +26,7 @@ use super::upstream::{Caller, Key, Unanswered, Upstream, Way};
 use super::{deadline, headers, mirror, upgrade};
 use crate::balance::Open as Counted;
 use crate::capture::Origin;
-use crate::model::{
-    AppProtocol, BackendTarget, Ending, Filter, RouteBackend, Workload,
-};
+use crate::model::{AppProtocol, BackendTarget, Ending, Filter, RouteBackend, Workload};
 use crate::proxy::endpoint::{self, Target};
 use crate::proxy::inbound::reason_of;
 use crate::proxy::open::Registered;
@@ -122,13 +120,16 @@ impl Exchange {
     }
 
     fn report(&mut self) -> &mut Report {
-        self.report.as_mut().expect("the report leaves with the response, after everything that writes into it")
+        self.report
+            .as_mut()
+            .expect("the report leaves with the response, after everything that writes into it")
     }
 
     /// The rule that the request takes; `None`: no routes hold for this client, and it goes where it was sent.
     fn find_rule(&mut self, mesh: &Snapshot, head: &Head) -> Result<Option<Matched>, Answer> {
         let connection = self.connection.clone();
-        let Side::Outbound { destination: Destination::Service(service, index), .. } = &connection.side else {
+        let Side::Outbound { destination: Destination::Service(service, index), .. } = &connection.side
+        else {
             return Ok(None);
         };
         let Some(source) = &connection.source else { return Ok(None) };
@@ -202,11 +203,9 @@ impl Exchange {
     /// Without a rule a request goes to what its connection was dialled for.
     fn as_dialled(&self, mesh: &Snapshot) -> Backend {
         match &self.connection.side {
-            Side::Outbound { origin, .. } => Backend {
-                destination: mesh.resolve(origin.dialled),
-                origin: *origin,
-                filters: Vec::new(),
-            },
+            Side::Outbound { origin, .. } => {
+                Backend { destination: mesh.resolve(origin.dialled), origin: *origin, filters: Vec::new() }
+            }
             Side::Inbound { dialled, .. } => Backend {
                 destination: Destination::External,
                 origin: Origin { dialled: *dialled, drawn: None },
@@ -278,7 +277,15 @@ impl Exchange {
             Side::Outbound { .. } => {
                 let source = self.connection.source.as_deref()?;
                 let mut rng = local.rng.borrow_mut();
-                endpoint::pick(mesh, &backend.destination, backend.origin, source, tried, &local.connections, &mut rng)
+                endpoint::pick(
+                    mesh,
+                    &backend.destination,
+                    backend.origin,
+                    source,
+                    tried,
+                    &local.connections,
+                    &mut rng,
+                )
             }
         }
     }
@@ -413,7 +420,15 @@ impl Exchange {
             upgrade::begin(from_client, to_server, report, entry, (upstream, counted));
             return response.map(|_body| ResponseBody::empty());
         }
-        let rest = Rest { report, source, connection: self.connection.clone(), key, upstream: Some(upstream), entry, _counted: counted };
+        let rest = Rest {
+            report,
+            source,
+            connection: self.connection.clone(),
+            key,
+            upstream: Some(upstream),
+            entry,
+            _counted: counted,
+        };
         stream(response, rest, self.deadlines.of_body())
     }
 

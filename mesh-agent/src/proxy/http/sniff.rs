@@ -94,7 +94,11 @@ mod tests {
         // No prefix may have said something else.
         for end in 0..bytes.len() {
             let early = sniff(&bytes[..end]);
-            assert!(early == More || early == expected, "{early:?} after {end} bytes of {}", bytes.escape_ascii());
+            assert!(
+                early == More || early == expected,
+                "{early:?} after {end} bytes of {}",
+                bytes.escape_ascii()
+            );
         }
     }
 

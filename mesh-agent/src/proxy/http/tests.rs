@@ -17,15 +17,18 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::model::{
     Action, AuthorizationPolicy, BackendTarget, DefaultInbound, Filter, HeaderEdit, HeaderMatch, HttpMatch,
-    MeshConfig, Mirror, PathEdit, PathMatch, PolicyName, Redirect, RequestMatch, Rewrite, Route, RouteBackend,
-    RouteKind, RouteName, RouteRule, RouteTimeouts, Rule, ServiceName, StringMatch,
+    MeshConfig, Mirror, PathEdit, PathMatch, PolicyName, Redirect, RequestMatch, Rewrite, Route,
+    RouteBackend, RouteKind, RouteName, RouteRule, RouteTimeouts, Rule, ServiceName, StringMatch,
 };
 use crate::policy::PolicySet;
 use crate::proxy::testing::{World, id};
 use crate::route::{Attachment, RouteTable};
 
 /// Answers with what it received; `/slow` takes a second, `/stream` sends trailers.
-async fn answer(name: &'static str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn answer(
+    name: &'static str,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
     if request.uri().path() == "/slow" {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -62,7 +65,9 @@ async fn app(world: &World, host: u8, name: &'static str) -> SocketAddr {
                 stream.peek(&mut preface).await.unwrap();
                 let io = TokioIo::new(stream);
                 let _ = if &preface == b"PRI" {
-                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(io, service)
+                        .await
                 } else {
                     hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
                 };
@@ -129,7 +134,11 @@ impl Mesh {
             unusable: None,
         };
         let trust_domain = MeshConfig::default().trust_domain;
-        self.world.policies.publish(PolicySet::new(vec![Arc::new(policy)], DefaultInbound::Permissive, trust_domain));
+        self.world.policies.publish(PolicySet::new(
+            vec![Arc::new(policy)],
+            DefaultInbound::Permissive,
+            trust_domain,
+        ));
     }
 
     async fn connect(&self, to: SocketAddr) -> TcpStream {
@@ -161,7 +170,9 @@ async fn requests_of_one_connection_go_where_their_rules_say() {
     let exact = RequestMatch { path: PathMatch::Exact("/two".into()), ..any() };
     mesh.route(vec![rule(any(), vec![], vec![backend("v1")]), rule(exact, vec![], vec![backend("v2")])]);
     let mut sender = mesh.h1(mesh.vip).await;
-    for (path, expected) in [("/one?a=b", "v1 GET /one?a=b host=web"), ("/two", "v2 GET /two host=web")].repeat(3) {
+    for (path, expected) in
+        [("/one?a=b", "v1 GET /one?a=b host=web"), ("/two", "v2 GET /two host=web")].repeat(3)
+    {
         let request = Request::get(path).header("host", "web").body(Full::default()).unwrap();
         sender.ready().await.unwrap();
         let (status, text) = read(sender.send_request(request).await.unwrap()).await;
@@ -199,7 +210,10 @@ async fn h2_requests_run_beside_each_other_and_share_a_server_connection() {
             let request = Request::post(format!("http://web/{number}")).body(body).unwrap();
             let (status, text) = read(sender.send_request(request).await.unwrap()).await;
             assert_eq!(status, 200);
-            assert_eq!(text, format!("v1 POST /{number} host=web body={} x= xfcc= version=HTTP/2.0", number * 1000));
+            assert_eq!(
+                text,
+                format!("v1 POST /{number} host=web body={} x= xfcc= version=HTTP/2.0", number * 1000)
+            );
         });
     }
     while let Some(answer) = answers.join_next().await {
@@ -218,7 +232,10 @@ async fn filters_change_requests_and_responses() {
     let filters = vec![
         Filter::RequestHeaders(edit("x-test", "set")),
         Filter::ResponseHeaders(edit("x-answer", "set")),
-        Filter::Rewrite(Rewrite { hostname: Some("other".into()), path: Some(PathEdit::Prefix("/new".into())) }),
+        Filter::Rewrite(Rewrite {
+            hostname: Some("other".into()),
+            path: Some(PathEdit::Prefix("/new".into())),
+        }),
     ];
     let prefix = RequestMatch { path: PathMatch::Prefix("/old".into()), ..any() };
     mesh.route(vec![rule(prefix, filters, vec![backend("v1")])]);
@@ -274,7 +291,8 @@ async fn what_is_not_http_is_refused_where_routes_are_attached() {
     mesh.route(vec![rule(any(), vec![], vec![backend("v1")])]);
     let mut stream = mesh.connect(mesh.vip).await;
     stream.write_all(b"EHLO example\r\n").await.unwrap();
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
+    let read =
+        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(mesh.world.records(1).await[0]["ending"], "not_http");
 }
@@ -284,7 +302,10 @@ async fn doubtful_framing_is_answered_with_400_and_counted() {
     let mesh = mesh().await;
     mesh.route(vec![rule(any(), vec![], vec![backend("v1")])]);
     for (bytes, label) in [
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "length_and_encoding"),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "length_and_encoding",
+        ),
         ("GET / HTTP/1.1\nHost: a\r\n\r\n", "bare_lf"),
         ("GET / HTTP/1.1\r\n\r\n", "host"),
     ] {
@@ -308,7 +329,8 @@ async fn policies_judge_each_request_at_the_destination() {
     // No route: the source agent moves bytes, the destination's reads them.
     let mut sender = mesh.h1(mesh.v1).await;
     for (method, expected) in [(Method::GET, 200), (Method::POST, 403), (Method::GET, 200)] {
-        let request = Request::builder().method(method).uri("/x").header("host", "v1").body(Full::default()).unwrap();
+        let request =
+            Request::builder().method(method).uri("/x").header("host", "v1").body(Full::default()).unwrap();
         sender.ready().await.unwrap();
         let (status, text) = read(sender.send_request(request).await.unwrap()).await;
         assert_eq!(status, expected);
@@ -316,12 +338,14 @@ async fn policies_judge_each_request_at_the_destination() {
     }
     drop(sender);
     let records = mesh.world.records(5).await;
-    let denied = records.iter().find(|record| record["http"]["status"] == 403).expect("a record of the refusal");
+    let denied =
+        records.iter().find(|record| record["http"]["status"] == 403).expect("a record of the refusal");
     assert_eq!(denied["reason"], "default/requests");
     assert_eq!(denied["reporter"], "destination");
     let mut stream = mesh.connect(mesh.v1).await;
     stream.write_all(b"EHLO example\r\n").await.unwrap();
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
+    let read =
+        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "bytes are no request");
 }
 
@@ -332,7 +356,11 @@ async fn a_tunnel_that_carried_http_carries_the_next_connection() {
     mesh.policy(Action::Allow, Rule { http: Some(vec![get]), ..Rule::default() });
     for _ in 0..3 {
         let mut sender = mesh.h1(mesh.v1).await;
-        let request = Request::get("/x").header("host", "v1").header("connection", "close").body(Full::default()).unwrap();
+        let request = Request::get("/x")
+            .header("host", "v1")
+            .header("connection", "close")
+            .body(Full::default())
+            .unwrap();
         assert_eq!(read(sender.send_request(request).await.unwrap()).await.0, 200);
         drop(sender);
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -351,22 +379,34 @@ async fn upgraded_connections_carry_bytes_both_ways() {
     world.add_service("socket", vip.ip(), &[address]);
     let mesh = Mesh { world, ..mesh };
     let name = RouteName { kind: RouteKind::Http, namespace: "default".into(), name: "socket".into() };
-    let route = Route { name, rank: 0, hostnames: Vec::new(), rules: vec![Arc::new(rule(any(), vec![], vec![backend("socket")]))] };
+    let route = Route {
+        name,
+        rank: 0,
+        hostnames: Vec::new(),
+        rules: vec![Arc::new(rule(any(), vec![], vec![backend("socket")]))],
+    };
     let service = ServiceName { namespace: "default".into(), name: "socket".into() };
     let attachment = Attachment { service, port: 80, consumer: None, routes: vec![Arc::new(route)] };
     mesh.world.routes.publish(RouteTable::new(vec![attachment]));
     let mut client = mesh.connect(vip).await;
-    client.write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: thing\r\n\r\n").await.unwrap();
+    client
+        .write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: thing\r\n\r\n")
+        .await
+        .unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
     let mut head = [0; 1024];
     let read = server.read(&mut head).await.unwrap();
     let text = String::from_utf8_lossy(&head[..read]).to_ascii_lowercase();
     assert!(text.contains("upgrade: thing") && text.contains("connection: upgrade"), "{text}");
-    server.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: thing\r\n\r\nfirst").await.unwrap();
+    server
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: thing\r\n\r\nfirst")
+        .await
+        .unwrap();
     let mut heard = Vec::new();
     while !heard.ends_with(b"first") {
         let mut buffer = [0; 256];
-        let read = tokio::time::timeout(Duration::from_secs(5), client.read(&mut buffer)).await.unwrap().unwrap();
+        let read =
+            tokio::time::timeout(Duration::from_secs(5), client.read(&mut buffer)).await.unwrap().unwrap();
         assert_ne!(read, 0, "{}", heard.escape_ascii());
         heard.extend_from_slice(&buffer[..read]);
     }
@@ -384,7 +424,8 @@ async fn mirrored_requests_reach_both_and_only_one_answers() {
     let mirror = Filter::Mirror(Mirror { backend: BackendTarget::Service { name, port }, share: 1.0 });
     mesh.route(vec![rule(any(), vec![mirror], vec![backend("v1")])]);
     let mut sender = mesh.h1(mesh.vip).await;
-    let request = Request::post("/m").header("host", "web").body(Full::new(Bytes::from_static(b"hello"))).unwrap();
+    let request =
+        Request::post("/m").header("host", "web").body(Full::new(Bytes::from_static(b"hello"))).unwrap();
     let (_, text) = read(sender.send_request(request).await.unwrap()).await;
     assert!(text.starts_with("v1 POST /m host=web body=5"), "{text}");
     counted(&mesh.world, "weft_http_mirrored_total{result=\"answered\"}").await;
@@ -404,11 +445,15 @@ async fn counted(world: &World, line: &str) {
 #[tokio::test]
 async fn a_header_match_and_http_10_work_together() {
     let mesh = mesh().await;
-    let version = HeaderMatch { name: HeaderName::from_static("x-version"), value: StringMatch::Exact("two".into()) };
+    let version =
+        HeaderMatch { name: HeaderName::from_static("x-version"), value: StringMatch::Exact("two".into()) };
     let two = RequestMatch { headers: vec![version], ..any() };
     mesh.route(vec![rule(any(), vec![], vec![backend("v1")]), rule(two, vec![], vec![backend("v2")])]);
     let mut stream = mesh.connect(mesh.vip).await;
-    stream.write_all(b"GET /old HTTP/1.0\r\nX-Version: two\r\nX-Forwarded-Client-Cert: me\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /old HTTP/1.0\r\nX-Version: two\r\nX-Forwarded-Client-Cert: me\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.contains("v2 GET /old") && answer.contains("xfcc= "), "{answer}");

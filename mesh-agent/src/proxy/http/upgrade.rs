@@ -29,7 +29,11 @@ pub fn begin(
         let (client, server) = match tokio::join!(from_client, to_server) {
             (Ok(client), Ok(server)) => (client, server),
             (client, server) => {
-                tracing::debug!(client = client.is_ok(), server = server.is_ok(), "a side did not change over");
+                tracing::debug!(
+                    client = client.is_ok(),
+                    server = server.is_ok(),
+                    "a side did not change over"
+                );
                 return report.break_off(0, CutBy::Agent, Ending::ServerReset);
             }
         };

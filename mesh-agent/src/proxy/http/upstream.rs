@@ -338,10 +338,17 @@ impl Caller<'_> {
         Ok(upstream)
     }
 
-    async fn open(&self, key: &Key, way: &Way, config: Option<Arc<ClientConfig>>) -> Result<Upstream, Unreached> {
+    async fn open(
+        &self,
+        key: &Key,
+        way: &Way,
+        config: Option<Arc<ClientConfig>>,
+    ) -> Result<Upstream, Unreached> {
         match (way, config) {
             (Way::Tunnel(destination), Some(config)) => self.open_tunnel(key, destination, config).await,
-            (Way::Application { pod, permit, address, .. }, _) => self.open_application(key, pod, permit, *address).await,
+            (Way::Application { pod, permit, address, .. }, _) => {
+                self.open_application(key, pod, permit, *address).await
+            }
             (Way::Plain | Way::Tunnel(_), _) => {
                 let limit = self.local.settings.connect_timeout;
                 let stream = dial::from_pod(self.pod, key.endpoint, limit).await?;

@@ -21,9 +21,18 @@ fn check(stream: &str, expected: Option<Violation>) {
 #[test]
 fn sound_requests_pass_one_after_the_other() {
     check("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n", None);
-    check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe\nloGET / HTTP/1.1\r\nHost: a\r\n\r\n", None);
-    check("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=b\r\na\nb\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", None);
-    check("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.0\r\n\r\n", None);
+    check(
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe\nloGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        None,
+    );
+    check(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=b\r\na\nb\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        None,
+    );
+    check(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.0\r\n\r\n",
+        None,
+    );
     check("\r\nGET / HTTP/1.1\r\nHost:a\r\nX:\r\n\r\n", None);
     check("GET / HTTP/1.0\r\n\r\n", None);
 }
@@ -59,14 +68,27 @@ fn lengths_that_leave_doubt_are_refused() {
     for value in ["xchunked", "chunked, chunked", "gzip", "identity", "chunked;q=1", "\"chunked\""] {
         check(&head(&format!("Transfer-Encoding: {value}")), Some(Violation::TransferEncoding));
     }
-    check(&head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Some(Violation::TransferEncoding));
+    check(
+        &head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+        Some(Violation::TransferEncoding),
+    );
     check("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Violation::TransferEncoding));
 }
 
 #[test]
 fn chunks_that_leave_doubt_are_refused() {
     let body = |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
-    for chunks in ["x\r\n", "-1\r\n", "\r\n", "1 \r\n", "1\nab", "11111111111111111\r\n", "1\r\nab\r\n", "1\r\na\n", "1;\x01\r\n"] {
+    for chunks in [
+        "x\r\n",
+        "-1\r\n",
+        "\r\n",
+        "1 \r\n",
+        "1\nab",
+        "11111111111111111\r\n",
+        "1\r\nab\r\n",
+        "1\r\na\n",
+        "1;\x01\r\n",
+    ] {
         check(&body(chunks), Some(Violation::Chunk));
     }
     check(&body(&format!("1;{}\r\n", "x".repeat(2000))), Some(Violation::Chunk));
@@ -75,7 +97,14 @@ fn chunks_that_leave_doubt_are_refused() {
 
 #[test]
 fn request_lines_and_hosts_are_looked_at() {
-    for line in ["GET  / HTTP/1.1", "GET / HTTP/1.1 ", "G@T / HTTP/1.1", "GET / HTTP/2.0", "GET /", "GET /\u{1} HTTP/1.1"] {
+    for line in [
+        "GET  / HTTP/1.1",
+        "GET / HTTP/1.1 ",
+        "G@T / HTTP/1.1",
+        "GET / HTTP/2.0",
+        "GET /",
+        "GET /\u{1} HTTP/1.1",
+    ] {
         check(&format!("{line}\r\nHost: a\r\n\r\n"), Some(Violation::RequestLine));
     }
     check("GET / HTTP/1.1\r\n\r\n", Some(Violation::Host));
@@ -84,6 +113,12 @@ fn request_lines_and_hosts_are_looked_at() {
 
 #[test]
 fn a_head_without_end_is_refused_once_it_is_too_large() {
-    check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(HEAD_BYTES_MAX)), Some(Violation::HeadTooLarge));
-    check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX)), Some(Violation::HeadTooLarge));
+    check(
+        &format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(HEAD_BYTES_MAX)),
+        Some(Violation::HeadTooLarge),
+    );
+    check(
+        &format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX)),
+        Some(Violation::HeadTooLarge),
+    );
 }
