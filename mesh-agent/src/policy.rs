@@ -5,7 +5,8 @@
 //! packet, a clock or a file, and never learns where policies came from.
 //!
 //! Reading order: this door, `rules` (does one rule match), `requests` (its part about requests), `evaluate` (the order of judgement), `explain` (the same
-//! order, told to people), `handle` (how a set is swapped as a whole).
+//! order, told to people), `handle` (how a set is swapped as a whole), `promises`
+//! (what has to hold, for fuzzing).
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use crate::model::{
 mod evaluate;
 mod explain;
 mod handle;
+#[doc(hidden)]
+pub mod promises;
 mod requests;
 mod rules;
 #[cfg(test)]

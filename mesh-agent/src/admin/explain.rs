@@ -115,7 +115,7 @@ impl Asked {
         }
         let method = method.unwrap_or("GET");
         Ok(Some(Self {
-            method: method.parse().map_err(|_| Error::Method(method.to_owned()))?,
+            method: method.parse().map_err(|_unreadable| Error::Method(method.to_owned()))?,
             target: path.unwrap_or("/").to_owned(),
             headers: headers.iter().map(|line| header(line)).collect::<Result<_, Error>>()?,
             host: host.map(str::to_owned),
@@ -126,8 +126,8 @@ impl Asked {
 fn header(line: &str) -> Result<(HeaderName, HeaderValue), Error> {
     let refused = || Error::Header(line.to_owned());
     let (name, value) = line.split_once(':').ok_or_else(refused)?;
-    let name = name.trim().parse().map_err(|_| refused())?;
-    Ok((name, HeaderValue::from_str(value.trim()).map_err(|_| refused())?))
+    let name = name.trim().parse().map_err(|_unreadable| refused())?;
+    Ok((name, HeaderValue::from_str(value.trim()).map_err(|_unreadable| refused())?))
 }
 
 /// What policy says about it.

@@ -432,7 +432,52 @@ fn directory_of_objects_answers_without_an_agent() {
         assert_eq!(printed.code, code, "{from}: {}{}", printed.out, printed.err);
         assert!(printed.out.starts_with(word) && printed.out.contains("shop/only-web"), "{}", printed.out);
     }
+    let without_policy =
+        std::fs::read_to_string(dir.path().join("world.yaml")).expect("read").replace(policy, "");
+    std::fs::write(dir.path().join("world.yaml"), without_policy + requests_policy()).expect("written");
+    for (request, code, expected) in [
+        (&["--path", "/orders/7?x"][..], 0, "request: GET /orders/7 (no host)"),
+        (
+            &["--path", "/orders/7", "--method", "DELETE", "--header", "X-Tier: gold", "--host", "o"],
+            0,
+            "rule 1: matches, and decides",
+        ),
+        (
+            &["--path", "/orders/7", "--method", "DELETE"],
+            1,
+            "http: methods: DELETE is not among: GET; rule 1",
+        ),
+        (
+            &["--path", "/orders/..%2fadmin"],
+            1,
+            "a server could read the path as: /orders/..%2Fadmin, /orders/../admin, /admin",
+        ),
+        (
+            &["--path", "/orders%00"],
+            1,
+            "refused with 400 before policy is asked, because the path contains a control character",
+        ),
+        (&[], 1, "note: shop/orders port 8080 has rules about requests"),
+        (&["--header", "nonsense"], 2, "\"nonsense\" is not a header"),
+        (&["--method", "A B"], 2, "\"A B\" is not a method"),
+    ] {
+        let line = ["policy", "explain", "--from", "shop/web", "--to", "shop/orders:8080", "--world", &world];
+        let printed = meshctl(&[&line[..], request].concat());
+        let all = format!("{}{}", printed.out, printed.err);
+        assert_eq!(printed.code, code, "{request:?}: {all}");
+        let flat = all.replace(")\n    rule", "; rule");
+        assert!(flat.contains(expected), "{request:?}: {all}");
+    }
     let nowhere = meshctl(&["policy", "explain", "--from", "a/b", "--to", "a/c:1", "--world", "/nowhere"]);
     assert_eq!(nowhere.code, 2);
     assert!(nowhere.err.contains("/nowhere"), "{}", nowhere.err);
+}
+
+/// In place of the policy about connections: `GET /orders/...` for everybody, everything for gold.
+fn requests_policy() -> &'static str {
+    "apiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: requests, namespace: shop}\n\
+     spec:\n  enforcementLevel: Application\n  action: ALLOW\n\
+     \x20 targetRefs: [{kind: Pod, selector: {matchLabels: {app: orders}}}]\n\
+     \x20 rules:\n  - http: [{methods: [GET], paths: [{type: PathPrefix, value: /orders}]}]\n\
+     \x20 - http: [{headers: [{name: x-tier, value: gold}]}]\n"
 }

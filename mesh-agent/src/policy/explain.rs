@@ -230,12 +230,12 @@ fn why_not_ports(ports: &[u16], port: u16) -> String {
 
 /// For each alternative, the first field that does not match under any reading.
 fn why_not_http(alternatives: &[HttpMatch], facts: &Facts<'_>, views: &[View<'_>], stance: Stance) -> String {
-    let Some(request) = &facts.request else {
-        return "the connection is not known to carry HTTP".to_owned();
-    };
     if alternatives.is_empty() {
         return "the list is empty, which matches no request".to_owned();
     }
+    let Some(request) = &facts.request else {
+        return "the connection is not known to carry HTTP".to_owned();
+    };
     let whys = alternatives.iter().enumerate().map(|(index, alternative)| {
         let why = why_not_alternative(alternative, request, views, stance);
         if alternatives.len() == 1 { why } else { format!("[{index}] {why}") }
@@ -253,7 +253,7 @@ fn why_not_alternative(
         views.iter().any(|view| matches!(view, View::Request(_, path) if matches(*path)))
     };
     let path = match request.path.readings() {
-        Readings::Unknown => "a path that can be read in too many ways".to_owned(),
+        Readings::Unknown => "a path that cannot be known".to_owned(),
         Readings::One(_) | Readings::Several(_) => request.path.as_str().to_owned(),
     };
     if !method_matches(wanted, request.method) {

@@ -400,10 +400,10 @@ fn documented(info: &str) -> Vec<&'static str> {
 #[test]
 fn the_documentation_shows_good_objects_and_real_errors() {
     let examples: Vec<String> = documented("yaml").iter().map(|block| format!("---\n{block}")).collect();
-    assert_eq!(examples.len(), 3);
+    assert_eq!(examples.len(), 4);
     let mut world = World::new(&[("a.yaml", &examples.concat())]);
     assert_eq!(world.load().1, Vec::<String>::new());
-    assert_eq!(world.keys().len(), 6);
+    assert_eq!(world.keys().len(), 7);
 
     let (_, problems) = World::new(&[("bad.yaml", documented("yaml bad")[0])]).load();
     assert_eq!(problems, documented("text")[0].lines().collect::<Vec<_>>());

@@ -318,6 +318,32 @@ fn any_default() -> impl Strategy<Value = DefaultInbound> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16_384))]
+
+    #[test]
+    fn the_most_lenient_server_gets_nothing_past_a_rule_about_paths(
+        pieces in prop::collection::vec(prop::sample::select(vec![
+            "/", "/", "//", "\\", ".", "..", "admin", "ADMIN", "public", "x", ";", ";a=b", "%2e", "%2f", "%2F..%2f",
+            "%5c", "%25", "%252e", "%61", "%64", "%2561", "25", "2f", "%3b", "%3f", "%23", "%20", "?", "\n", "\u{e9}",
+        ]), 0..12),
+        start in prop::sample::select(vec!["/", "/public", "/admin", "/public/", "/x/", "\\", ""]),
+    ) {
+        let bytes = format!("{start}{}", pieces.concat()).into_bytes();
+        promises::of_paths(&bytes);
+        promises::of_judgement(&bytes);
+    }
+
+    #[test]
+    fn no_bytes_break_a_promise(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        promises::of_paths(&bytes);
+        promises::of_judgement(&bytes);
+        let rooted = [b"/".as_slice(), &bytes].concat();
+        promises::of_paths(&rooted);
+        promises::of_judgement(&rooted);
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(2048))]
 
     #[test]

@@ -5,6 +5,9 @@ use http::{HeaderName, HeaderValue};
 use super::*;
 use crate::model::{GrpcMethod, HeaderCondition, HeaderPattern, HttpMatch, PathFault, PathPattern};
 
+/// Headers as they are sent.
+type Lines = &'static [(&'static str, &'static str)];
+
 /// A request to `shop/pod`, from an anonymous client.
 #[derive(Clone, Copy)]
 struct Sent<'a> {
@@ -179,7 +182,7 @@ fn headers_match_on_every_line_for_allow_and_on_any_for_deny() {
     let exact = |value: &str| header("x-tier", HeaderCondition::Exact(value.into()));
     let prefix = |value: &str| header("x-tier", HeaderCondition::Prefix(value.into()));
     let present = || header("x-tier", HeaderCondition::Present);
-    let table: Vec<(HttpMatch, &[(&str, &str)], (bool, bool))> = vec![
+    let table: Vec<(HttpMatch, Lines, (bool, bool))> = vec![
         (exact("gold"), &[("x-tier", "gold")], BOTH),
         (exact("gold"), &[("X-Tier", "gold")], BOTH),
         (exact("gold"), &[("x-tier", "Gold")], NEITHER),

@@ -71,7 +71,7 @@ fn method(name: &str, field: &FieldPath) -> Result<Method, Fault> {
         let message = format!("{name:?} is another method than {meant}: write {meant}");
         return Err(Fault::at(field.clone(), message));
     }
-    name.parse().map_err(|_| Fault::at(field.clone(), format!("{name:?} is not a method")))
+    name.parse().map_err(|_unreadable| Fault::at(field.clone(), format!("{name:?} is not a method")))
 }
 
 fn path(spec: &PathPatternSpec, field: &FieldPath) -> Result<PathPattern, Fault> {
@@ -84,8 +84,9 @@ fn path(spec: &PathPatternSpec, field: &FieldPath) -> Result<PathPattern, Fault>
 }
 
 fn header(spec: &HeaderPatternSpec, field: &FieldPath) -> Result<HeaderPattern, Fault> {
-    let name = HeaderName::from_bytes(spec.name.as_bytes())
-        .map_err(|_| Fault::at(field.key("name"), format!("{:?} is not a header name", spec.name)))?;
+    let name = HeaderName::from_bytes(spec.name.as_bytes()).map_err(|_unreadable| {
+        Fault::at(field.key("name"), format!("{:?} is not a header name", spec.name))
+    })?;
     let value = match (spec.kind, &spec.value) {
         (HeaderPatternType::Present, None) => HeaderCondition::Present,
         (HeaderPatternType::Present, Some(_)) => {

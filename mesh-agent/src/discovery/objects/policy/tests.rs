@@ -75,7 +75,7 @@ fn each_mistake_is_named_where_it_stands_and_refuses_everybody() {
         ),
         (
             "{methods: null}",
-            "7:12: [0].methods: null can be read in two ways: leave the field out for no restriction, or write an empty value",
+            "7:11: [0].methods: null can be read in two ways: leave the field out for no restriction, or write an empty value",
         ),
         ("{methods: [get]}", "7:22: [0].methods[0]: \"get\" is another method than GET: write GET"),
         ("{methods: [\"*\"]}", "7:22: [0].methods[0]: leave `methods` out for every method"),
