@@ -183,7 +183,7 @@ impl Publisher {
         let version = self.registry.publish(compiled.snapshot);
         let mut report = self.discovery.0.lock();
         for problem in problems.iter().filter(|problem| !report.problems.contains(problem)) {
-            tracing::warn!(%problem, "problem in the configuration; the last good state stays in force");
+            tracing::warn!(%problem, "a problem in the configuration; what is not at fault goes on");
         }
         status::date(&mut compiled.route_statuses, &report.routes, clock::wall());
         *report = Report {

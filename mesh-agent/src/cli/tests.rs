@@ -11,6 +11,8 @@ use crate::admin::{self, Query, Refused, Windows};
 use crate::lifecycle::{Block, Readiness, shutdown};
 use crate::telemetry::Telemetry;
 
+mod worlds;
+
 /// An agent whose windows show a small shop.
 struct Shop {
     address: SocketAddr,
