@@ -34,6 +34,8 @@ pub struct Front {
     pub protocol: Protocol,
     /// Which requests go there.
     pub rules: Rules,
+    /// A line of JSON for each request, to a file.
+    pub access_log: bool,
 }
 
 /// Running Envoys, the client's first.
@@ -47,7 +49,8 @@ impl Envoy {
         let dir = peer::directory(stage, "envoy")?;
         let server_ip = *stage.pod(server)?.ips.first().context("a pod has an address")?;
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        let (mut at_client, mut at_server) = (Config::default(), Config::default());
+        let [mut at_client, mut at_server] =
+            ["client.json", "server.json"].map(|name| Config::new(dir.join(name)));
         for front in fronts {
             let (near, far) = (front.port + OFFSETS.near, front.port + OFFSETS.far);
             at_client.listen(*front, loopback, near, None);
@@ -55,10 +58,7 @@ impl Envoy {
             at_server.listen(*front, server_ip, far, Some(downstream_tls(&dir)));
             at_server.cluster(front.port, loopback, front.port, front.protocol, None);
         }
-        let proxies = vec![
-            at_client.start(stage, client, &dir.join("client.json"))?,
-            at_server.start(stage, server, &dir.join("server.json"))?,
-        ];
+        let proxies = vec![at_client.start(stage, client)?, at_server.start(stage, server)?];
         Ok(Self { proxies })
     }
 
@@ -66,12 +66,12 @@ impl Envoy {
     pub fn start_alone(stage: &Stage, client: &str, server: &str, fronts: &[Front]) -> Result<Self> {
         let dir = peer::directory(stage, "envoy")?;
         let server_ip = *stage.pod(server)?.ips.first().context("a pod has an address")?;
-        let mut config = Config::default();
+        let mut config = Config::new(dir.join("client.json"));
         for front in fronts {
             config.listen(*front, [127, 0, 0, 1].into(), front.port + OFFSETS.near, None);
             config.cluster(front.port, server_ip, front.port, front.protocol, None);
         }
-        Ok(Self { proxies: vec![config.start(stage, client, &dir.join("client.json"))?] })
+        Ok(Self { proxies: vec![config.start(stage, client)?] })
     }
 
     /// Their processes, once they have become envoy.
@@ -112,13 +112,38 @@ pub fn version(binary: &Path) -> Option<String> {
     said.split_once("version: ").map(|(_, version)| version.trim().to_owned())
 }
 
-#[derive(Default)]
 struct Config {
+    /// Where it lies; its logs lie beside it.
+    file: PathBuf,
     listeners: Vec<Value>,
     clusters: Vec<Value>,
 }
 
 impl Config {
+    fn new(file: PathBuf) -> Self {
+        Self { file, listeners: Vec::new(), clusters: Vec::new() }
+    }
+
+    /// About what an agent's record of a request says.
+    fn access_log(&self) -> Value {
+        json!({
+            "name": "envoy.access_loggers.file",
+            "typed_config": {
+                "@type": format!("{TYPES}.access_loggers.file.v3.FileAccessLog"),
+                "path": self.file.with_extension("access.json"),
+                "log_format": {"json_format": {
+                    "time": "%START_TIME%", "duration_ms": "%DURATION%", "source": "%DOWNSTREAM_REMOTE_ADDRESS%",
+                    "identity": "%DOWNSTREAM_PEER_SUBJECT%", "dialled": "%DOWNSTREAM_LOCAL_ADDRESS%",
+                    "endpoint": "%UPSTREAM_HOST%", "version": "%PROTOCOL%", "method": "%REQ(:METHOD)%",
+                    "host": "%REQ(:AUTHORITY)%", "path": "%REQ(:PATH)%", "user_agent": "%REQ(USER-AGENT)%",
+                    "route": "%UPSTREAM_CLUSTER%", "status": "%RESPONSE_CODE%", "request_bytes": "%BYTES_RECEIVED%",
+                    "response_bytes": "%BYTES_SENT%", "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+                    "reason": "%RESPONSE_CODE_DETAILS%", "tls": "%DOWNSTREAM_TLS_VERSION%",
+                }},
+            },
+        })
+    }
+
     /// Takes requests at an address, and routes them to the cluster of the front's port.
     fn listen(&mut self, front: Front, ip: IpAddr, port: u16, tls: Option<Value>) {
         let name = cluster_name(front.port);
@@ -128,6 +153,7 @@ impl Config {
             "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
             "stat_prefix": name,
             "generate_request_id": false,
+            "access_log": if front.access_log { vec![self.access_log()] } else { Vec::new() },
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
             "http_filters": [{
                 "name": "envoy.filters.http.router",
@@ -168,16 +194,16 @@ impl Config {
         self.clusters.push(cluster);
     }
 
-    fn start(self, stage: &Stage, pod: &str, file: &Path) -> Result<Proxy> {
+    fn start(self, stage: &Stage, pod: &str) -> Result<Proxy> {
         let config = json!({"static_resources": {"listeners": self.listeners, "clusters": self.clusters}});
-        fs::write(file, serde_json::to_string_pretty(&config)?)?;
+        fs::write(&self.file, serde_json::to_string_pretty(&config)?)?;
         let mut words = vec![install()?.to_string_lossy().into_owned(), "-c".into()];
-        words.push(file.to_string_lossy().into_owned());
+        words.push(self.file.to_string_lossy().into_owned());
         // One worker, as an agent of a node with one CPU has; no second Envoy takes over while it restarts.
         words.extend(
             ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"].map(str::to_owned),
         );
-        Proxy::start(stage, pod, "envoy", &words, &file.with_extension("log"))
+        Proxy::start(stage, pod, "envoy", &words, &self.file.with_extension("log"))
     }
 }
 

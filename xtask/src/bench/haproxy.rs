@@ -39,6 +39,8 @@ enum Mode {
         between: &'static str,
         /// Which requests go there.
         rules: Rules,
+        /// A line for each request, on standard output, which goes to a file.
+        access_log: bool,
     },
 }
 
@@ -49,8 +51,14 @@ impl Front {
     }
 
     /// Carries requests.
-    pub fn http(port: u16, protocol: Protocol, between: &'static str, rules: Rules) -> Self {
-        Self { port, mode: Mode::Http { protocol, between, rules } }
+    pub fn http(
+        port: u16,
+        protocol: Protocol,
+        between: &'static str,
+        rules: Rules,
+        access_log: bool,
+    ) -> Self {
+        Self { port, mode: Mode::Http { protocol, between, rules, access_log } }
     }
 
     /// The sections of a HAProxy that listens with `bind` and goes on to `server`.
@@ -59,8 +67,11 @@ impl Front {
         // Writing to memory cannot fail.
         let _ = match self.mode {
             Mode::Tcp => writeln!(text, "listen p{port}\n  mode tcp\n  bind {bind}\n  server s {server}"),
-            Mode::Http { protocol, rules, .. } => {
+            Mode::Http { protocol, rules, access_log, .. } => {
                 let _ = writeln!(text, "frontend p{port}\n  mode http\n  bind {bind}");
+                if access_log {
+                    text.push_str("  log stdout format raw daemon\n  option httplog\n");
+                }
                 for prefix in rules.prefixes() {
                     let _ = writeln!(text, "  use_backend b{port} if {{ path_beg {prefix} }}");
                 }

@@ -45,6 +45,9 @@ pub struct Options {
     /// Measure only these variants, separated by commas.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "no mesh,weft,haproxy,envoy")]
     variants: Vec<String>,
+    /// Agents and proxies write a record for each request to a file. Off otherwise, as by default in all of them.
+    #[arg(long)]
+    access_log: bool,
     /// What the two HAProxies speak with each other.
     #[arg(long, value_name = "PROTOCOL", value_parser = ["h2", "http/1.1"], default_value = "h2")]
     haproxy_between: String,
@@ -53,7 +56,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let variants = LABELS.map(str::to_owned).to_vec();
-        Self { same_node: false, rules: 1, variants, haproxy_between: "h2".into() }
+        Self { same_node: false, rules: 1, variants, access_log: false, haproxy_between: "h2".into() }
     }
 }
 
@@ -207,13 +210,16 @@ impl Scene {
             let plain = Stage::up("bench-http-plain", &pods, &[&arguments[..], &["--no-mesh"]].concat())?;
             if wants("haproxy") {
                 let between = if options.haproxy_between == "h2" { "h2" } else { "http/1.1" };
-                let front = |protocol| haproxy::Front::http(port(protocol), protocol, between, rules);
+                let front = |protocol| {
+                    haproxy::Front::http(port(protocol), protocol, between, rules, options.access_log)
+                };
                 let fronts = [Protocol::Http1, Protocol::Http2].map(front);
                 let start = if options.same_node { Haproxy::start_alone } else { Haproxy::start };
                 scene.haproxy = Some(start(&plain, "client", "server", &fronts)?);
             }
             if wants("envoy") {
-                let front = |protocol| envoy::Front { port: port(protocol), protocol, rules };
+                let access_log = options.access_log;
+                let front = |protocol| envoy::Front { port: port(protocol), protocol, rules, access_log };
                 let fronts = [Protocol::Http1, Protocol::Http2].map(front);
                 let start = if options.same_node { Envoy::start_alone } else { Envoy::start };
                 scene.envoy = Some(start(&plain, "client", "server", &fronts)?);
@@ -225,7 +231,8 @@ impl Scene {
             let service = world::service_yaml(http1, http2);
             let world =
                 pods + &service + &world::routes_yaml(http1, rules) + &world::routes_yaml(http2, rules);
-            scene.mesh = Some(Stage::up("bench-http-mesh", &world, &arguments)?);
+            let silent: &[&str] = if options.access_log { &[] } else { &["--agent-arg=--access-log=off"] };
+            scene.mesh = Some(Stage::up("bench-http-mesh", &world, &[&arguments[..], silent].concat())?);
         }
         Ok(scene)
     }

@@ -180,9 +180,12 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
         ("--ca-roots".as_ref(), roots_file(&lab.dir).as_os_str()),
         ("--join-token-file".as_ref(), token_file(&lab.dir, &node.name).as_os_str()),
         ("--service-vips".as_ref(), "all".as_ref()),
-        ("--access-log".as_ref(), access_log.as_os_str()),
         ("--workers".as_ref(), workers.to_string().as_ref()),
     ]);
+    // An agent takes each flag once, and this is one that people choose otherwise.
+    if !lab.agent_args.iter().any(|word| word.split('=').next() == Some("--access-log")) {
+        command.extend(["--access-log".to_owned(), access_log.to_string_lossy().into_owned()]);
+    }
     command.extend(lab.agent_args.iter().cloned());
     let entry =
         Entry { cgroup: node.agent_cgroup(), netns: node.netns.clone(), cpus: node.cpus.clone(), pod: None };

@@ -30,10 +30,11 @@ pub(super) fn empty(effort: &Effort, options: &Options) -> Report {
         bench: if options.same_node { "http --same-node" } else { "http" },
         placement: format!(
             "{places} HAProxy and Envoy: HTTP proxies, one thread each. GET, answers of 1 KiB, {} rule{} on the \
-             service in every variant. \"CPU\" is seconds per 10,000 requests; \"added\" is above no mesh. Medians of {} rounds \
+             service in every variant, access logs {}. \"CPU\" is seconds per 10,000 requests; \"added\" is above no mesh. Medians of {} rounds \
              of {} s, variants in turn.",
             options.rules,
             if options.rules == 1 { "" } else { "s" },
+            if options.access_log { "on" } else { "off" },
             effort.rounds,
             effort.seconds
         ),
