@@ -313,7 +313,7 @@ async fn settle_accepted(local: &Local, returned: Returned) -> Option<Box<Carrie
         loop {
             carrier.put_done_if_due()?;
             let flushed = carrier.flush()?;
-            if carrier.session().is_clean() {
+            if carrier.session().is_done() {
                 return Poll::Ready(Ok::<_, carrier::Error>(()));
             }
             let received = {

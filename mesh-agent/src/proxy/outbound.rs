@@ -136,22 +136,27 @@ async fn serve_requests(
 }
 
 /// A connection of bytes: to one endpoint, as a whole.
-pub(super) async fn serve_bytes(
+///
+/// Not an `async fn`: that would hold every argument twice, as it came and as it is used (rust-lang/rust#62958).
+#[expect(clippy::manual_async_fn, reason = "the arguments would be held twice")]
+pub(super) fn serve_bytes(
     local: Rc<Local>,
     served: Rc<Served>,
     app: TcpStream,
-    arrived: Arrived,
+    mut arrived: Arrived,
     mut report: Report,
-) {
-    let ending = match journey(&local, &served, &app, arrived, &mut report).await {
-        Ok((ending, used)) => {
-            let ending = end_app(app, ending);
-            report.close(ending);
-            return give_back(&local, used).await;
+) -> impl Future<Output = ()> {
+    async move {
+        let ended = journey(&local, &served, &app, &mut arrived, &mut report).await;
+        drop(arrived);
+        match ended {
+            Ok((ending, used)) => {
+                report.close(end_app(app, ending));
+                give_back(&local, used).await;
+            }
+            Err(ending) => report.close(end_app(app, ending)),
         }
-        Err(ending) => end_app(app, ending),
-    };
-    report.close(ending);
+    }
 }
 
 /// A tunnel after its connection.
@@ -165,17 +170,18 @@ async fn journey(
     local: &Local,
     served: &Served,
     app: &TcpStream,
-    arrived: Arrived,
+    arrived: &mut Arrived,
     report: &mut Report,
 ) -> Result<(Ending, Option<Used>), Ending> {
-    let Arrived { source, client, origin, mesh, destination, entry, mut first } = arrived;
+    let Arrived { source, client, origin, mesh, destination, entry, first } = arrived;
+    let (client, origin) = (*client, *origin);
     let mut tried = Vec::new();
     loop {
         let target = endpoint::pick(
-            &mesh,
-            &destination,
+            mesh,
+            destination,
             origin,
-            &source,
+            source,
             &tried,
             &local.connections,
             &mut local.rng.borrow_mut(),
@@ -191,8 +197,8 @@ async fn journey(
         report.destination = target.workload.clone();
         let _counted = local.connections.begin(target.address.addr());
         let attempt =
-            Attempt { local, pod: &served.pod, source: &source, app, client, origin, target: &target };
-        let (ending, used) = attempt.run(&mut first, &entry.close, report).await;
+            Attempt { local, pod: &served.pod, source, app, client, origin, target: &target };
+        let (ending, used) = attempt.run(first, &entry.close, report).await;
         let again = ending.retry() == Retry::Safe
             && first.may_be_replayed()
             && tried.len() + 1 < local.settings.endpoints_max;

@@ -114,6 +114,11 @@ impl Session {
         self.remote.done
     }
 
+    /// True when this side has nothing more to say about the last connection: the peer's DONE may come with its next OPEN.
+    pub fn is_done(&self) -> bool {
+        self.local.done || self.is_clean()
+    }
+
     /// True when DONE may be sent.
     pub fn may_send_done(&self) -> bool {
         may_be_done(self.local, self.remote)
