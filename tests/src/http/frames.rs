@@ -82,6 +82,10 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Http2 {
     stream: TcpStream,
+    /// SETTINGS_MAX_FRAME_SIZE of the other side.
+    pub max_frame_bytes: usize,
+    /// SETTINGS_MAX_CONCURRENT_STREAMS of the other side.
+    pub max_streams: Option<u32>,
 }
 
 /// A frame's bytes.
@@ -155,6 +159,7 @@ impl Http2 {
             match (frame.kind, frame.flags) {
                 (kind::SETTINGS, 0) => {
                     has_settings = true;
+                    http.learn(&frame.payload);
                     http.send(kind::SETTINGS, flag::ACK, 0, &[])?;
                 }
                 (kind::SETTINGS, _) => is_acknowledged = true,
@@ -171,7 +176,19 @@ impl Http2 {
     /// The socket has no timeouts.
     pub fn bare(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-        Ok(Self { stream })
+        stream.set_write_timeout(Some(Duration::from_secs(3)))?;
+        Ok(Self { stream, max_frame_bytes: 16_384, max_streams: None })
+    }
+
+    fn learn(&mut self, settings: &[u8]) {
+        for setting in settings.chunks_exact(6) {
+            let value = u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]);
+            match setting[1] {
+                3 => self.max_streams = Some(value),
+                5 => self.max_frame_bytes = value as usize,
+                _ => {}
+            }
+        }
     }
 
     /// Sends bytes.

@@ -26,6 +26,7 @@ const SERVICE_PORTS: &str = "  ports:
   - {name: http-alt, port: 8080, targetPort: 8080}
   - {name: tcp, port: 9090, targetPort: 9090}
   - {name: plain, port: 7070, targetPort: 7070}
+  - {name: origin, port: 9191, targetPort: 9191}
 ";
 
 /// Namespaces `echo` and `consumer`, without routes.
