@@ -58,6 +58,9 @@ async fn look(
         Ok(Spoken::Bytes) => Box::pin(serve_bytes(local, served, app, arrived, report)).await,
         Ok(Spoken::Http { is_h2 }) => serve_requests(local, served, app, arrived, is_h2, report).await,
         Err(ending) => {
+            if ending == Ending::NotHttp {
+                local.handles.telemetry.http_refused(ending.label());
+            }
             report.opened();
             report.close(end_app(app, ending));
         }
@@ -196,8 +199,7 @@ async fn journey(
         report.endpoint = Some(target.address);
         report.destination = target.workload.clone();
         let _counted = local.connections.begin(target.address.addr());
-        let attempt =
-            Attempt { local, pod: &served.pod, source, app, client, origin, target: &target };
+        let attempt = Attempt { local, pod: &served.pod, source, app, client, origin, target: &target };
         let (ending, used) = attempt.run(first, &entry.close, report).await;
         let again = ending.retry() == Retry::Safe
             && first.may_be_replayed()

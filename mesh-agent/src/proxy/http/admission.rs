@@ -5,6 +5,8 @@
 
 use std::rc::Rc;
 
+use http::HeaderMap;
+
 use super::connection::Connection;
 use super::head::Head;
 use crate::model::{EndpointAddr, PathFault, RequestPath};
@@ -36,15 +38,19 @@ pub fn judge(
     let workload = pod.pod.workload();
     let policies = local.handles.policies.current();
     let client = connection.client.ip();
-    // Only where rules speak about requests does it matter later what was asked.
-    let request = policies.needs_requests(&workload, address.port()).then(|| {
-        Box::new(JudgedRequest {
-            method: head.method.clone(),
-            path: head.path().to_owned(),
-            host: head.host().map(str::to_owned),
-            headers: head.headers.clone(),
-        })
-    });
+    // Where no rule speaks about requests, headers are not kept; should one come, it is judged without them, and a rule that
+    // asks for a header then closes what it cannot see.
+    let headers = if policies.needs_requests(&workload, address.port()) {
+        head.headers.clone()
+    } else {
+        HeaderMap::new()
+    };
+    let request = Some(Box::new(JudgedRequest {
+        method: head.method.clone(),
+        path: head.path().to_owned(),
+        host: head.host().map(str::to_owned),
+        headers,
+    }));
     let judged = Judged { identity: connection.proven.clone(), client, port: address.port(), request };
     let entry = local.open.enter(pod.pod.clone(), Some(judged));
     let path = RequestPath::parse(head.path()).map_err(Refused::Path)?;

@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::guard::Violation;
-use crate::model::{Ending, PathFault};
+use super::head::Unreadable;
+use crate::model::Ending;
 
 /// gRPC status codes (grpc/grpc, doc/statuscodes.md).
 mod grpc {
@@ -23,8 +24,8 @@ mod grpc {
 /// An answer of our own.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// The path has no normal form.
-    BadPath(PathFault),
+    /// Path or host cannot be read.
+    Unreadable(Unreadable),
     /// The guard refused the body.
     BadFraming(Violation),
     /// The client broke its own body off.
@@ -49,7 +50,7 @@ impl Answer {
     /// Stable label for records; empty when the answer is what the route asks for.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::BadPath(fault) => fault.label(),
+            Self::Unreadable(fault) => fault.label(),
             Self::BadFraming(violation) => violation.label(),
             Self::BodyBroken => "request_body_broken",
             Self::NoRoute => "no_route",
@@ -65,7 +66,7 @@ impl Answer {
     /// HTTP status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadPath(_) | Self::BadFraming(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::Unreadable(_) | Self::BadFraming(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Denied | Self::Failed(Ending::PolicyDenied | Ending::PolicyRevoked) => {
@@ -89,7 +90,9 @@ impl Answer {
             Self::NoRoute => grpc::UNIMPLEMENTED,
             Self::Timeout => grpc::DEADLINE_EXCEEDED,
             Self::NoBackend | Self::Failed(_) | Self::Redirect(..) => grpc::UNAVAILABLE,
-            Self::BadPath(_) | Self::BadFraming(_) | Self::BodyBroken | Self::Preflight(_) => grpc::INTERNAL,
+            Self::Unreadable(_) | Self::BadFraming(_) | Self::BodyBroken | Self::Preflight(_) => {
+                grpc::INTERNAL
+            }
         }
     }
 
@@ -108,7 +111,7 @@ impl Answer {
         match self {
             Self::Redirect(_, location) => drop(headers.insert(LOCATION, location.clone())),
             Self::Preflight(answer) => headers.extend(answer.clone()),
-            Self::BadPath(_) | Self::BadFraming(_) | Self::BodyBroken if !is_h2 => {
+            Self::Unreadable(_) | Self::BadFraming(_) | Self::BodyBroken if !is_h2 => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -133,7 +136,7 @@ impl Answer {
 
     fn text(&self) -> &'static str {
         match self {
-            Self::BadPath(_) => "the path cannot be read\n",
+            Self::Unreadable(_) => "path or host cannot be read\n",
             Self::BadFraming(_) | Self::BodyBroken => "the request cannot be read\n",
             Self::NoRoute => "no route matches\n",
             Self::NoBackend => "the route has no valid backend\n",

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
@@ -315,6 +315,10 @@ pub struct Streaming {
     pub close: Option<Rc<CloseSignal>>,
     /// Bytes handed over.
     pub bytes: u64,
+    /// A gRPC call: when its time is over, its trailers say so.
+    pub is_grpc: bool,
+    /// Nothing follows any more.
+    pub is_over: bool,
 }
 
 impl ResponseBody {
@@ -337,6 +341,20 @@ impl Streaming {
             return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into());
         }
         Ok(())
+    }
+
+    /// What a gRPC client is told when its call is cut off; for others there are no words after the head.
+    fn last_words(&self) -> Option<HeaderMap> {
+        let is_late = self.deadline.as_ref().is_some_and(|deadline| deadline.is_elapsed());
+        if !self.is_grpc {
+            return None;
+        }
+        let (status, message) =
+            if is_late { (4, "the server did not answer in time") } else { (14, "the call was cut off") };
+        Some(HeaderMap::from_iter([
+            (HeaderName::from_static("grpc-status"), HeaderValue::from(status)),
+            (HeaderName::from_static("grpc-message"), HeaderValue::from_static(message)),
+        ]))
     }
 
     fn ended(&mut self, grpc_status: Option<u16>) {
@@ -384,7 +402,16 @@ impl Body for ResponseBody {
             Self::Own(text) => return Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Upstream(streaming) => streaming,
         };
-        streaming.poll_limits(context)?;
+        if streaming.is_over {
+            return Poll::Ready(None);
+        }
+        if let Err(error) = streaming.poll_limits(context) {
+            streaming.is_over = true;
+            return Poll::Ready(Some(match streaming.last_words() {
+                Some(trailers) => Ok(Frame::trailers(trailers)),
+                None => Err(error),
+            }));
+        }
         match ready!(Pin::new(&mut streaming.incoming).poll_frame(context)) {
             Some(Ok(frame)) => {
                 streaming.note(&frame);
@@ -404,7 +431,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(text) => text.is_none(),
-            Self::Upstream(streaming) => streaming.incoming.is_end_stream(),
+            Self::Upstream(streaming) => streaming.is_over || streaming.incoming.is_end_stream(),
         }
     }
 

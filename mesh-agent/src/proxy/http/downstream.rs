@@ -1,11 +1,12 @@
 //! The client's side of an HTTP connection: what has been read to tell the protocol, then the socket, under the guard's eye.
 //!
-//! Beside station 5. It counts bytes and gives up on a client that sends a head too slowly. It never answers: hyper does.
+//! Beside station 5. It counts bytes, gives up on a client that sends a head too slowly, and tells a client that has finished
+//! sending (FIN) from one that is gone (RST) while it waits for an answer. It never answers: hyper does.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,11 +14,14 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::time::Sleep;
 
+use super::flood::Flood;
 use super::guard::{Guard, Violation};
 use super::io::Io;
+use crate::lifecycle::clock;
 use crate::proxy::carrier;
+use crate::telemetry::Telemetry;
 
-/// What the connection tells those who do not hold it: hyper does.
+/// What the connection and those who serve it tell each other: hyper holds the one and calls the others.
 #[derive(Debug, Default)]
 pub struct Seen {
     received_bytes: AtomicU64,
@@ -25,6 +29,10 @@ pub struct Seen {
     /// Place in [`Violation::ALL`], from 1; 0: none.
     violation: AtomicU8,
     slow: AtomicU8,
+    /// Requests that have not been answered to the end.
+    in_flight: AtomicUsize,
+    /// Answer to a request for another protocol: 0 none yet, 1 refused, 2 granted.
+    protocol: AtomicU8,
 }
 
 impl Seen {
@@ -49,10 +57,51 @@ impl Seen {
         self.slow.load(Relaxed) != 0
     }
 
-    fn note(&self, violation: Option<Violation>) {
-        let place = violation.and_then(|found| Violation::ALL.iter().position(|one| *one == found));
-        if let Some(place) = place.and_then(|place| u8::try_from(place + 1).ok()) {
-            self.violation.store(place, Relaxed);
+    /// Tells how a request for another protocol was answered.
+    pub fn answer_protocol(&self, is_granted: bool) {
+        self.protocol.store(1 + u8::from(is_granted), Relaxed);
+    }
+
+    fn note(&self, violation: Option<Violation>, telemetry: &Telemetry) {
+        let Some(found) = violation else { return };
+        telemetry.http_refused(found.label());
+        let place = Violation::ALL.iter().position(|one| *one == found).unwrap_or(0);
+        self.violation.store(u8::try_from(place + 1).unwrap_or(u8::MAX), Relaxed);
+    }
+}
+
+/// A request that is being answered. While there is one, a client that has finished sending is waited for.
+#[derive(Debug)]
+pub struct InFlight(Arc<Seen>);
+
+impl InFlight {
+    /// Begins one.
+    pub fn new(seen: &Arc<Seen>) -> Self {
+        seen.in_flight.fetch_add(1, Relaxed);
+        Self(seen.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Who looks at the bytes.
+#[derive(Debug)]
+pub enum Watch {
+    /// HTTP/1: framing.
+    Framing(Guard),
+    /// HTTP/2: floods.
+    Floods(Flood),
+}
+
+impl Watch {
+    fn inspect(&mut self, bytes: &mut [u8]) -> Option<Violation> {
+        match self {
+            Self::Framing(guard) => guard.inspect(bytes),
+            Self::Floods(flood) => flood.inspect(bytes, clock::now()),
         }
     }
 }
@@ -64,10 +113,12 @@ pub struct Downstream {
     /// Read before, from `first_at`.
     first: Vec<u8>,
     first_at: usize,
-    /// `None`: HTTP/2, whose frames say their length.
-    guard: Option<Guard>,
+    watch: Watch,
     head_timeout: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
+    /// The client sends no more.
+    ended: bool,
+    telemetry: Telemetry,
     seen: Arc<Seen>,
 }
 
@@ -76,13 +127,25 @@ impl Downstream {
     pub fn new(
         io: Io,
         mut first: Vec<u8>,
-        mut guard: Option<Guard>,
+        mut watch: Watch,
         head_timeout: Duration,
+        telemetry: Telemetry,
     ) -> (Self, Arc<Seen>) {
         let seen = Arc::new(Seen::default());
         seen.received_bytes.fetch_add(first.len() as u64, Relaxed);
-        seen.note(guard.as_mut().and_then(|guard| guard.inspect(&mut first)));
-        (Self { io, first, first_at: 0, guard, head_timeout, waiting: None, seen: seen.clone() }, seen)
+        seen.note(watch.inspect(&mut first), &telemetry);
+        let downstream = Self {
+            io,
+            first,
+            first_at: 0,
+            watch,
+            head_timeout,
+            waiting: None,
+            ended: false,
+            telemetry,
+            seen: seen.clone(),
+        };
+        (downstream, seen)
     }
 
     fn give_first(&mut self, buffer: &mut ReadBufCursor<'_>) -> bool {
@@ -99,13 +162,34 @@ impl Downstream {
         true
     }
 
+    /// What must happen before more is read.
+    fn poll_leave(&mut self, buffer: &mut ReadBufCursor<'_>) -> Poll<io::Result<bool>> {
+        if self.seen.violation() == Some(Violation::Flood) {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        if let Watch::Framing(guard) = &mut self.watch {
+            if guard.is_refused() {
+                // The parser has seen CR; this is what must not follow.
+                buffer.put_slice(&[0]);
+                return Poll::Ready(Ok(false));
+            }
+            if guard.awaits_answer() {
+                match self.seen.protocol.swap(0, Relaxed) {
+                    // Whoever answers is the same task, which reads again after that.
+                    0 => return Poll::Pending,
+                    answer => guard.answered(answer == 2),
+                }
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
     fn poll_io(&mut self, context: &mut Context<'_>, buffer: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let (guard, seen) = (&mut self.guard, &self.seen);
+        let (watch, seen, telemetry) = (&mut self.watch, &self.seen, &self.telemetry);
+        let before = buffer.remaining();
         let mut look = |bytes: &mut [u8]| {
             seen.received_bytes.fetch_add(bytes.len() as u64, Relaxed);
-            if let Some(guard) = guard {
-                seen.note(guard.inspect(bytes));
-            }
+            seen.note(watch.inspect(bytes), telemetry);
         };
         match &mut self.io {
             Io::Tcp(stream) => {
@@ -122,12 +206,13 @@ impl Downstream {
                 }
             }
         }
+        self.ended = buffer.remaining() == before;
         Poll::Ready(Ok(()))
     }
 
     /// Waits no longer than allowed for the rest of a head that has begun.
     fn poll_patience(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.guard.as_ref().is_some_and(Guard::in_head) {
+        if !matches!(&self.watch, Watch::Framing(guard) if guard.in_head()) {
             self.waiting = None;
             return Poll::Pending;
         }
@@ -149,8 +234,18 @@ impl Read for Downstream {
         if this.give_first(&mut buffer) {
             return Poll::Ready(Ok(()));
         }
-        match this.poll_io(context, &mut buffer) {
+        if !ready!(this.poll_leave(&mut buffer))? {
+            return Poll::Ready(Ok(()));
+        }
+        let is_framed = matches!(this.watch, Watch::Framing(_));
+        let read = if this.ended { Poll::Ready(Ok(())) } else { this.poll_io(context, &mut buffer) };
+        match read {
             Poll::Pending => this.poll_patience(context),
+            // hyper takes an end for a client that is gone. One that is answered still is not; after the answer the same task
+            // reads again.
+            Poll::Ready(Ok(())) if this.ended && is_framed && this.seen.in_flight.load(Relaxed) > 0 => {
+                Poll::Pending
+            }
             ready => ready,
         }
     }

@@ -15,11 +15,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 
 use super::connection::Connection;
-use super::downstream::{Downstream, Seen};
+use super::downstream::{Downstream, Seen, Watch};
+use super::flood::Flood;
 use super::guard::Guard;
 use super::io::{Io, TunnelIo};
 use super::sniff::{Sniffed, sniff};
 use super::{Limits, LocalExecutor, request};
+use crate::lifecycle::clock;
 use crate::model::Ending;
 use crate::proxy::open::CloseSignal;
 use crate::proxy::relay::First;
@@ -113,8 +115,13 @@ pub struct Ended {
 /// Serves requests until the connection is over. `io` is the client's side, of which `first` has been read.
 pub async fn serve(connection: Connection, io: Io, first: Vec<u8>, is_h2: bool) -> Ended {
     let limits = connection.local.settings.http;
-    let guard = (!is_h2).then(|| Guard::new(limits.head_bytes_max));
-    let (downstream, seen) = Downstream::new(io, first, guard, limits.head_timeout);
+    let watch = if is_h2 {
+        Watch::Floods(Flood::new(clock::now()))
+    } else {
+        Watch::Framing(Guard::new(limits.head_bytes_max, limits.headers_max))
+    };
+    let telemetry = connection.local.handles.telemetry.clone();
+    let (downstream, seen) = Downstream::new(io, first, watch, limits.head_timeout, telemetry.clone());
     let connection = Rc::new(Connection { seen: Some(seen.clone()), ..connection });
     let result = if is_h2 {
         Box::pin(serve_h2(&connection, downstream, &limits)).await
@@ -122,8 +129,8 @@ pub async fn serve(connection: Connection, io: Io, first: Vec<u8>, is_h2: bool) 
         Box::pin(serve_h1(&connection, downstream, &limits)).await
     };
     let (ending, reason) = tell(result, &seen);
-    if let Some(violation) = seen.violation() {
-        connection.local.handles.telemetry.http_refused(violation.label());
+    if let (Some(reason), None) = (reason, seen.violation()) {
+        telemetry.http_refused(reason);
     }
     Ended { ending, reason, seen }
 }
@@ -160,7 +167,8 @@ async fn serve_h1(
     let service = service_fn(move |request| request::serve(serving.clone(), request));
     let mut builder = http1::Builder::new();
     builder
-        .half_close(true)
+        // A client that has finished sending is told from one that is gone before hyper sees either (`Downstream`).
+        .half_close(false)
         .auto_date_header(false)
         .max_headers(limits.headers_max)
         .max_buf_size(limits.buffer_bytes_max())
@@ -194,7 +202,7 @@ async fn serve_h2(
         .auto_date_header(false)
         .max_concurrent_streams(limits.streams_max)
         .initial_stream_window_size(limits.stream_window_bytes)
-        .initial_connection_window_size(limits.connection_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes(limits.streams_max))
         .max_header_list_size(limits.head_bytes_max_u32())
         .max_pending_accept_reset_streams(limits.reset_streams_max)
         .max_local_error_reset_streams(limits.reset_streams_max)

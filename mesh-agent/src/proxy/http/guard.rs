@@ -2,8 +2,9 @@
 //! ways (RFC 9112 sections 2.2, 3, 5, 6 and 11.2).
 //!
 //! Beside station 5. A pure state machine over bytes. It never decides what a request means: hyper does. It only makes sure
-//! that where one request ends and the next begins is beyond doubt; a byte that leaves doubt is replaced by NUL, which no
-//! reading of the grammar admits, so that hyper answers 400 and closes. Bytes that are let pass are not changed.
+//! that where one request ends and the next begins is beyond doubt; a byte that leaves doubt is replaced by CR, and what
+//! follows by NUL: no reading of the grammar admits that pair, so that hyper answers 400 and closes. Bytes that are let pass
+//! are not changed.
 
 use memchr::memchr;
 
@@ -37,11 +38,15 @@ pub enum Violation {
     Host,
     /// A chunk's size cannot be read, or its end is missing.
     Chunk,
+    /// Bytes behind a request that asks for another protocol, before it was answered.
+    TooEarly,
+    /// HTTP/2 control frames without end (see [`super::flood`]).
+    Flood,
 }
 
 impl Violation {
     /// Every one, for documentation and tests.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::BareLf,
         Self::Control,
         Self::Folding,
@@ -53,6 +58,8 @@ impl Violation {
         Self::TransferEncoding,
         Self::Host,
         Self::Chunk,
+        Self::TooEarly,
+        Self::Flood,
     ];
 
     /// Stable metric label.
@@ -69,6 +76,8 @@ impl Violation {
             Self::TransferEncoding => "transfer_encoding",
             Self::Host => "host",
             Self::Chunk => "chunk",
+            Self::TooEarly => "too_early",
+            Self::Flood => "flood",
         }
     }
 }
@@ -88,7 +97,9 @@ enum At {
     ChunkEnd { seen: u8 },
     /// In the trailers.
     Trailers,
-    /// After a request that may turn the connection into something else: not looked at.
+    /// After a request that asks for another protocol, until it is answered.
+    Asked,
+    /// The connection is something else now: not looked at.
     Foreign,
     /// After a violation: nothing passes.
     Refused,
@@ -99,14 +110,30 @@ enum At {
 pub struct Guard {
     at: At,
     head_bytes_max: usize,
+    headers_max: usize,
     /// The head, trailers or chunk line so far, when it did not come whole.
     pending: Vec<u8>,
 }
 
 impl Guard {
     /// At the beginning of a connection.
-    pub fn new(head_bytes_max: usize) -> Self {
-        Self { at: At::Head, head_bytes_max, pending: Vec::new() }
+    pub fn new(head_bytes_max: usize, headers_max: usize) -> Self {
+        Self { at: At::Head, head_bytes_max, headers_max, pending: Vec::new() }
+    }
+
+    /// True while a request for another protocol waits for its answer: nothing may be read meanwhile.
+    pub fn awaits_answer(&self) -> bool {
+        self.at == At::Asked
+    }
+
+    /// The request for another protocol was answered.
+    pub fn answered(&mut self, is_granted: bool) {
+        self.at = if is_granted { At::Foreign } else { At::Head };
+    }
+
+    /// True after a violation.
+    pub fn is_refused(&self) -> bool {
+        self.at == At::Refused
     }
 
     /// True in the middle of a head: what a slow client is waited for.
@@ -114,14 +141,18 @@ impl Guard {
         self.at == At::Head && !self.pending.is_empty()
     }
 
-    /// Looks at the next bytes of the stream; on a violation the byte that shows it, and all after it, become NUL.
+    /// Looks at the next bytes of the stream; on a violation the byte that shows it becomes CR, and all after it NUL.
     pub fn inspect(&mut self, bytes: &mut [u8]) -> Option<Violation> {
         let mut from = 0;
         while from < bytes.len() {
             match self.step(&bytes[from..]) {
                 Ok(used) => from += used,
                 Err((at, violation)) => {
+                    let is_first = self.at != At::Refused;
                     bytes[from + at..].fill(0);
+                    if is_first {
+                        bytes[from + at] = b'\r';
+                    }
                     self.at = At::Refused;
                     self.pending = Vec::new();
                     return Some(violation);
@@ -155,6 +186,7 @@ impl Guard {
             }
             At::Trailers => self.trailers(bytes),
             At::Foreign => Ok(bytes.len()),
+            At::Asked => Err((0, Violation::TooEarly)),
             At::Refused => Err((0, Violation::Control)),
         }
     }
@@ -162,10 +194,10 @@ impl Guard {
     fn head(&mut self, bytes: &[u8]) -> Result<usize, (usize, Violation)> {
         let Some(used) = self.block_end(bytes)? else { return Ok(bytes.len()) };
         let framing = if self.pending.is_empty() {
-            read_head(&bytes[..used])
+            read_head(&bytes[..used], self.headers_max)
         } else {
             self.pending.extend_from_slice(&bytes[..used]);
-            read_head(&std::mem::take(&mut self.pending))
+            read_head(&std::mem::take(&mut self.pending), self.headers_max)
         };
         // The last byte of the head is what makes it a head: without it nobody has read one.
         self.at = framing.map_err(|violation| (used - 1, violation))?;
@@ -263,11 +295,14 @@ fn lines(block: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// How long the body of a request is, by its whole head.
-fn read_head(head: &[u8]) -> Result<At, Violation> {
+fn read_head(head: &[u8], headers_max: usize) -> Result<At, Violation> {
     let mut lines = lines(head);
     let (is_connect, is_http11) = read_request_line(lines.next().unwrap_or_default())?;
     let (mut length, mut chunked, mut hosts, mut upgrade) = (None, false, 0, false);
-    for line in lines {
+    for (number, line) in lines.enumerate() {
+        if number == headers_max {
+            return Err(Violation::HeadTooLarge);
+        }
         let (name, value) = read_header(line)?;
         if name.eq_ignore_ascii_case(b"content-length") {
             let number = read_length(value).filter(|_| length.is_none()).ok_or(Violation::ContentLength)?;
@@ -280,7 +315,8 @@ fn read_head(head: &[u8]) -> Result<At, Violation> {
         } else if name.eq_ignore_ascii_case(b"host") {
             hosts += 1;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            upgrade = true;
+            // HTTP/2 begins with its preface (RFC 9113 section 3.1); this way of changing to it is taken off.
+            upgrade = !value.eq_ignore_ascii_case(b"h2c");
         }
     }
     if hosts > 1 || is_http11 && hosts == 0 {
@@ -290,7 +326,7 @@ fn read_head(head: &[u8]) -> Result<At, Violation> {
         (Some(_), true) => Err(Violation::LengthAndEncoding),
         (None, true) => Ok(At::ChunkSize),
         (Some(left), false) if left > 0 => Ok(At::Body { left }),
-        _ if is_connect || upgrade => Ok(At::Foreign),
+        _ if is_connect || upgrade => Ok(At::Asked),
         _ => Ok(At::Head),
     }
 }

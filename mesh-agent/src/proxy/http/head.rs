@@ -12,6 +12,25 @@ use super::headers;
 use crate::model::{Filter, HeaderEdit, PathFault, RequestPath};
 use crate::route::{RequestHead, filters};
 
+/// Why a head cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// The path.
+    Path(PathFault),
+    /// The host is no host, or there are two.
+    Host,
+}
+
+impl Unreadable {
+    /// Stable label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Path(fault) => fault.label(),
+            Self::Host => "host",
+        }
+    }
+}
+
 /// A request's head.
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -34,13 +53,15 @@ impl Head {
     /// Takes a request's head apart: paths are normalised, what concerns one hop only is taken off.
     ///
     /// # Errors
-    /// The path has no normal form.
-    pub fn of<B>(request: &mut Request<B>) -> Result<Self, PathFault> {
-        let host = headers::host(request);
+    /// The path has no normal form, or the host is none.
+    pub fn of<B>(request: &mut Request<B>) -> Result<Self, Unreadable> {
+        let host = headers::host(request)?;
         let uri = request.uri().clone();
         let mut map = std::mem::take(request.headers_mut());
         map.remove(HOST);
-        let upgrade = headers::upgrade(&map);
+        // HTTP/2 begins with its preface; the upgrade to it is gone since RFC 9113 (section 3.1).
+        let upgrade =
+            headers::upgrade(&map).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
         headers::strip_hop_by_hop(&mut map);
         map.remove(headers::FORWARDED_CLIENT_CERT);
         let mut head = Self {
@@ -56,13 +77,17 @@ impl Head {
         Ok(head)
     }
 
-    fn read_path(&mut self) -> Result<(), PathFault> {
+    fn read_path(&mut self) -> Result<(), Unreadable> {
+        let is_http = self.uri.scheme_str().is_none_or(|scheme| matches!(scheme, "http" | "https"));
         if self.method == Method::CONNECT && self.uri.scheme().is_none() {
-            return Ok(());
+            return if self.host.is_some() { Ok(()) } else { Err(Unreadable::Host) };
         }
-        let path = RequestPath::parse(self.uri.path())?;
-        if path.is_asterisk() || path.is_authority() {
-            return Ok(());
+        let path = RequestPath::parse(self.uri.path()).map_err(Unreadable::Path)?;
+        // `*` is for OPTIONS, a target without a path for CONNECT (RFC 9112 section 3.2).
+        match (path.is_asterisk(), path.is_authority()) {
+            (true, _) if self.method == Method::OPTIONS => return Ok(()),
+            (false, false) if is_http => {}
+            _ => return Err(Unreadable::Path(PathFault::NotAbsolute)),
         }
         self.path_bytes = path.as_str().len();
         self.path_and_query = Some(match self.uri.query() {

@@ -2,6 +2,7 @@
 //!
 //! Beside station 12. RFC 9110 section 7.6.1: what `Connection` names, and a few others by name, end at each hop.
 
+use super::head::Unreadable;
 use http::header::{CONNECTION, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
@@ -90,12 +91,47 @@ pub fn address<B>(request: &mut Request<B>, host: Option<HeaderValue>, path: Opt
     *request.version_mut() = version;
 }
 
-/// The host that the request asks for: the target's, which comes before `Host` (RFC 9112 section 3.2.2).
-pub fn host<B>(request: &Request<B>) -> Option<HeaderValue> {
-    match request.uri().authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => request.headers().get(HOST).cloned(),
+/// The host that the request asks for: the target's, which comes before `Host` in HTTP/1 (RFC 9112 section 3.2.2) and must
+/// not differ from it in HTTP/2 (RFC 9113 section 8.3.1).
+///
+/// # Errors
+/// It is no host with or without a port, or there are two.
+pub fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, Unreadable> {
+    let mut lines = request.headers().get_all(HOST).iter();
+    let (line, second) = (lines.next(), lines.next());
+    if second.is_some() {
+        return Err(Unreadable::Host);
     }
+    let Some(authority) = request.uri().authority() else {
+        return match line {
+            Some(value) if is_host(value.as_bytes()) => Ok(Some(value.clone())),
+            Some(_) => Err(Unreadable::Host),
+            None => Ok(None),
+        };
+    };
+    let differs =
+        line.is_some_and(|line| !line.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()));
+    if !is_host(authority.as_str().as_bytes()) || request.version() == Version::HTTP_2 && differs {
+        return Err(Unreadable::Host);
+    }
+    HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_invalid| Unreadable::Host)
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110 section 7.2), strictly: no user, no list, and a port in digits. Empty is allowed.
+fn is_host(text: &[u8]) -> bool {
+    let colon =
+        text.iter().rposition(|byte| *byte == b':').filter(|at| text.get(at + 1..).is_some_and(is_port));
+    let name = &text[..colon.unwrap_or(text.len())];
+    match name {
+        [b'[', inner @ .., b']'] => {
+            inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.' | b'%'))
+        }
+        name => name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte)),
+    }
+}
+
+fn is_port(text: &[u8]) -> bool {
+    text.len() <= 5 && text.iter().all(u8::is_ascii_digit)
 }
 
 /// Keeps `Trailer` only where a body follows in pieces; HTTP/2 needs none.
@@ -138,6 +174,26 @@ mod tests {
     }
 
     #[test]
+    fn hosts_are_hosts() {
+        for (text, expected) in [
+            ("a.example", true),
+            ("a:80", true),
+            ("[::1]:80", true),
+            ("10.0.0.1", true),
+            ("", true),
+            ("a b", false),
+            ("a,b", false),
+            ("a/b", false),
+            ("user@a", false),
+            ("a:port", false),
+            ("a:80:80", false),
+        ] {
+            let request = Request::get("/").header(HOST, text).body(()).unwrap();
+            assert_eq!(host(&request).is_ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn grpc_is_told_by_its_content_type() {
         for (value, expected) in [
             ("application/grpc", true),
@@ -156,14 +212,14 @@ mod tests {
         let request =
             || Request::builder().uri("http://a.example/x?y").header(HOST, "ignored").body(()).unwrap();
         let mut one = request();
-        let its_host = host(&one);
+        let its_host = host(&one).unwrap();
         address(&mut one, its_host, Some("/z?y"), Version::HTTP_11);
         assert_eq!(
             (one.uri().to_string().as_str(), &one.headers()[HOST]),
             ("/z?y", &HeaderValue::from_static("a.example"))
         );
         let mut two = request();
-        let its_host = host(&two);
+        let its_host = host(&two).unwrap();
         address(&mut two, its_host, Some("/z?y"), Version::HTTP_2);
         assert_eq!(two.uri().to_string(), "http://a.example/z?y");
         assert!(!two.headers().contains_key(HOST));

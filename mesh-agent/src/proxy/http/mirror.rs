@@ -106,7 +106,7 @@ async fn copy(
     while let Some(frame) = response.body_mut().frame().await {
         frame.map_err(|_broken| "server_reset")?;
     }
-    connection.upstreams.give_back(key, upstream, local.settings.idle_tunnels_per_pair_max);
+    connection.upstreams.give_back(key, upstream, local.settings.http.idle_upstreams_max);
     Ok(())
 }
 

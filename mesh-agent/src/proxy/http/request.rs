@@ -20,7 +20,8 @@ use super::admission::{self, Refused};
 use super::answer::Answer;
 use super::body::{RequestBody, ResponseBody, Source, Streaming, Watch};
 use super::connection::{Connection, Side, speaks_h2};
-use super::head::Head;
+use super::downstream::InFlight;
+use super::head::{Head, Unreadable};
 use super::report::Report;
 use super::upstream::{Caller, Key, Unanswered, Upstream, Way};
 use super::{deadline, headers, mirror, upgrade};
@@ -44,10 +45,14 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let mut exchange = Exchange::new(connection, &request);
-    Ok(match Box::pin(exchange.journey(request)).await {
+    let response = match Box::pin(exchange.journey(request)).await {
         Ok(response) => response,
         Err(answer) => exchange.say(&answer),
-    })
+    };
+    if let Some(seen) = &exchange.connection.seen {
+        seen.answer_protocol(is_switched(response.status(), &exchange.method));
+    }
+    Ok(response)
 }
 
 /// One request and what becomes of it.
@@ -58,6 +63,7 @@ struct Exchange {
     client_speaks_h2: bool,
     is_grpc: bool,
     method: Method,
+    in_flight: Option<InFlight>,
     deadlines: deadline::Deadlines,
 }
 
@@ -86,13 +92,14 @@ impl Exchange {
             client_speaks_h2: request.version() == Version::HTTP_2,
             is_grpc: headers::is_grpc(request.method(), request.headers()),
             method: request.method().clone(),
+            in_flight: connection.seen.as_ref().map(InFlight::new),
             deadlines: deadline::Deadlines::default(),
             connection,
         }
     }
 
     async fn journey(&mut self, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, Answer> {
-        let mut head = Head::of(&mut request).map_err(Answer::BadPath)?;
+        let mut head = Head::of(&mut request).map_err(Answer::Unreadable)?;
         let mesh = self.connection.local.handles.registry.snapshot();
         let matched = self.find_rule(&mesh, &head)?;
         let rule_filters = matched.as_ref().map_or(&[][..], |matched| &matched.rule.filters);
@@ -107,6 +114,9 @@ impl Exchange {
             self.is_grpc.then_some(&mut head.headers),
         );
 
+        if let Some(violation) = self.connection.violation() {
+            return Err(Answer::BadFraming(violation));
+        }
         let from_client = wants_upgrade(&head).then(|| hyper::upgrade::on(&mut request));
         let source = Source::new(request.into_body());
         let mirrored = mirror::drawn(rule_filters, &backend.filters, &self.connection.local);
@@ -310,7 +320,7 @@ impl Exchange {
                 forward_client(&connection, &pod.pod.workload(), head);
                 Ok(Way::Application { pod, permit, address: target.address, entry })
             }
-            Err(Refused::Path(fault)) => Err(Answer::BadPath(fault)),
+            Err(Refused::Path(fault)) => Err(Answer::Unreadable(Unreadable::Path(fault))),
             Err(Refused::Policy(refusal)) => {
                 tracing::info!(%refusal, client = %connection.client, "policy refused a request");
                 self.report().reason = Some(reason_of(&refusal));
@@ -395,7 +405,7 @@ impl Exchange {
             source.borrow_mut().stop_keeping();
         }
         let mut report = self.report.take().expect("a request is handed back once");
-        let switched = is_switched(&response, &self.method);
+        let switched = is_switched(response.status(), &self.method);
         let protocol = headers::upgrade(response.headers());
         headers::strip_hop_by_hop(response.headers_mut());
         for filter in rule_filters.iter().chain(backend_filters) {
@@ -421,6 +431,7 @@ impl Exchange {
             return response.map(|_body| ResponseBody::empty());
         }
         let rest = Rest {
+            _in_flight: self.in_flight.take(),
             report,
             source,
             connection: self.connection.clone(),
@@ -429,7 +440,7 @@ impl Exchange {
             entry,
             _counted: counted,
         };
-        stream(response, rest, self.deadlines.of_body())
+        stream(response, rest, self.deadlines.of_body(), self.is_grpc)
     }
 
     /// Our own words.
@@ -441,7 +452,7 @@ impl Exchange {
                 let reason = report.reason.take().unwrap_or_else(|| answer.reason().into());
                 report.deny(reason);
             } else {
-                if let Answer::BadPath(fault) = answer {
+                if let Answer::Unreadable(fault) = answer {
                     self.connection.local.handles.telemetry.http_refused(fault.label());
                 }
                 report.reason = Some(answer.reason().into());
@@ -462,6 +473,7 @@ struct Rest {
     upstream: Option<Upstream>,
     entry: Option<Registered>,
     _counted: Counted,
+    _in_flight: Option<InFlight>,
 }
 
 impl Rest {
@@ -475,7 +487,7 @@ impl Watch for Rest {
         self.note_request();
         self.report.close(bytes, grpc_status);
         if let Some(upstream) = self.upstream.take() {
-            let per_key_max = self.connection.local.settings.idle_tunnels_per_pair_max;
+            let per_key_max = self.connection.local.settings.http.idle_upstreams_max;
             self.connection.upstreams.give_back(self.key.clone(), upstream, per_key_max);
         }
     }
@@ -487,7 +499,12 @@ impl Watch for Rest {
     }
 }
 
-fn stream(response: Response<Incoming>, rest: Rest, deadline: Option<Instant>) -> Response<ResponseBody> {
+fn stream(
+    response: Response<Incoming>,
+    rest: Rest,
+    deadline: Option<Instant>,
+    is_grpc: bool,
+) -> Response<ResponseBody> {
     let (head, incoming) = response.into_parts();
     let close = rest.entry.as_ref().map(|entry| entry.close.clone());
     let watch: Box<dyn Watch> = Box::new(rest);
@@ -496,7 +513,8 @@ fn stream(response: Response<Incoming>, rest: Rest, deadline: Option<Instant>) -
         return Response::from_parts(head, ResponseBody::empty());
     }
     let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
-    let streaming = Streaming { incoming, watch: Some(watch), deadline, close, bytes: 0 };
+    let streaming =
+        Streaming { incoming, watch: Some(watch), deadline, close, bytes: 0, is_grpc, is_over: false };
     Response::from_parts(head, ResponseBody::Upstream(Box::new(streaming)))
 }
 
@@ -522,9 +540,8 @@ fn has_cors(filters: &[Filter]) -> bool {
 }
 
 /// Whether the connection is something else from here on (RFC 9110 sections 7.8 and 9.3.6).
-fn is_switched(response: &Response<Incoming>, method: &Method) -> bool {
-    response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || *method == Method::CONNECT && response.status().is_success()
+fn is_switched(status: StatusCode, method: &Method) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || *method == Method::CONNECT && status.is_success()
 }
 
 /// Tells an application that asked for it who its client is, in Envoy's words.

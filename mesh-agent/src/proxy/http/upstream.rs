@@ -33,7 +33,7 @@ use crate::proxy::{dial, relay};
 
 /// Requests that one HTTP/2 connection carries at once before another is opened. RFC 9113 section 6.5.2 asks servers to
 /// allow no fewer than 100; where one allows less, hyper lets requests wait.
-const STREAMS_MAX: usize = 100;
+const STREAMS_MAX: u32 = 100;
 
 /// How a server is reached.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub struct Facts {
     /// With what the tunnel was made: a renewed SVID makes the connection stale.
     config: Option<Arc<ClientConfig>>,
     returned: Option<Returned>,
-    streams: Cell<usize>,
+    streams: Cell<u32>,
 }
 
 #[derive(Debug)]
@@ -422,7 +422,7 @@ impl Caller<'_> {
             let mut builder = http2::Builder::new(LocalExecutor);
             builder
                 .initial_stream_window_size(limits.stream_window_bytes)
-                .initial_connection_window_size(limits.connection_window_bytes)
+                .initial_connection_window_size(limits.connection_window_bytes(STREAMS_MAX))
                 .max_header_list_size(limits.head_bytes_max_u32())
                 .max_concurrent_reset_streams(limits.reset_streams_max);
             let (sender, connection) = builder.handshake(io).await.map_err(|_broken| Ending::TunnelFailed)?;

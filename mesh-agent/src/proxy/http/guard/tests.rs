@@ -1,3 +1,5 @@
+//! Streams of requests, whole and in pieces, and what the guard says to them.
+
 use super::*;
 
 const HEAD_BYTES_MAX: usize = 256;
@@ -6,14 +8,14 @@ const HEAD_BYTES_MAX: usize = 256;
 #[track_caller]
 fn check(stream: &str, expected: Option<Violation>) {
     for piece in [stream.len().max(1), 1, 7] {
-        let mut guard = Guard::new(HEAD_BYTES_MAX);
+        let mut guard = Guard::new(HEAD_BYTES_MAX, 10);
         let mut bytes = stream.as_bytes().to_vec();
         let found = bytes.chunks_mut(piece).find_map(|piece| guard.inspect(piece));
         assert_eq!(found, expected, "in pieces of {piece}: {}", stream.escape_debug());
         if expected.is_none() {
             assert_eq!(bytes, stream.as_bytes(), "let pass means unchanged");
         } else {
-            assert!(bytes.contains(&0), "the parser must stumble");
+            assert!(guard.is_refused() && bytes.contains(&b'\r'), "the parser must stumble");
         }
     }
 }
@@ -38,9 +40,25 @@ fn sound_requests_pass_one_after_the_other() {
 }
 
 #[test]
-fn what_follows_a_possible_upgrade_is_not_looked_at() {
-    check("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n\x01\n\x02", None);
-    check("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\nany\nthing", None);
+fn what_follows_a_request_for_another_protocol_waits_for_its_answer() {
+    let ask = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n";
+    check(ask, None);
+    check(&format!("{ask}\x01"), Some(Violation::TooEarly));
+    check("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\nany", Some(Violation::TooEarly));
+    for (granted, expected) in [(true, None), (false, Some(Violation::BareLf))] {
+        let mut guard = Guard::new(HEAD_BYTES_MAX, 10);
+        assert_eq!(guard.inspect(&mut ask.as_bytes().to_vec()), None);
+        assert!(guard.awaits_answer());
+        guard.answered(granted);
+        assert_eq!(guard.inspect(&mut b"any\nthing".to_vec()), expected);
+    }
+    check("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", None);
+}
+
+#[test]
+fn too_many_headers_are_refused() {
+    let headers = "X: y\r\n".repeat(10);
+    check(&format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n"), Some(Violation::HeadTooLarge));
 }
 
 #[test]
