@@ -85,7 +85,7 @@ fn read_grpc_timeout(value: &HeaderValue) -> Option<Duration> {
 fn write_grpc_timeout(limit: Duration) -> HeaderValue {
     let units = [(limit.as_nanos(), 'n'), (limit.as_micros(), 'u'), (limit.as_millis(), 'm')];
     let fitting = units.into_iter().find(|(number, _)| *number < 100_000_000);
-    let (number, unit) = fitting.unwrap_or((u128::from(limit.as_secs()).min(99_999_999), 'S'));
+    let (number, unit) = fitting.unwrap_or_else(|| (u128::from(limit.as_secs()).min(99_999_999), 'S'));
     HeaderValue::from_str(&format!("{number}{unit}")).expect("digits and a letter")
 }
 

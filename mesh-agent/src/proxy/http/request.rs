@@ -173,7 +173,10 @@ impl Exchange {
                     let service = self.connection.service();
                     let from = RedirectFrom {
                         scheme: "http",
-                        host: head.host().or(service.as_ref().map(|name| &*name.name)).unwrap_or_default(),
+                        host: head
+                            .host()
+                            .or_else(|| service.as_ref().map(|name| &*name.name))
+                            .unwrap_or_default(),
                         port: self.connection.dialled().port(),
                         prefix,
                         path_and_query: head.path_and_query(),
