@@ -35,7 +35,8 @@ Every agent serves these at `/metrics` of its admin address, as OpenMetrics or, 
 The labels of a connection name *workloads* (the owner, for example a Deployment), never pods, so the number of series
 follows what is deployed. `reporter` says which end tells: a connection between two pods of the mesh is told by both, so
 sum over one reporter only. A peer outside the mesh is `unknown`; `destination_service` is empty when no service was
-dialled. `path` is `splice`, `direct`, `tunnel` or `plain`.
+dialled. `path` is `splice`, `direct`, `tunnel`, `plain`, or `http` for a client's connection whose requests each take a way
+of their own.
 
 Requests (`weft_http_...`) carry the same names, and in place of `path` the `route` that matched (`HTTPRoute/shop/orders`,
 empty without one) and the `protocol` (`http/1.1`, `http/2`, `grpc`). `method` is one of the nine standard ones or `other`.
