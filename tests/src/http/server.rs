@@ -158,7 +158,16 @@ impl Server {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
         let unfinished = Unfinished { tell: Arc::clone(&self.tell), number, path, finished: false };
-        let response = self.answer(&plan, Head { number, connection, client, parts }, body).await;
+        let is_head = parts.method == Method::HEAD;
+        let mut response = self.answer(&plan, Head { number, connection, client, parts }, body).await;
+        if is_head {
+            // hyper leaves it out in HTTP/1 only (RFC 9110 section 9.3.2).
+            let length = response.body().size_hint().exact();
+            *response.body_mut() = plain(StatusCode::OK, Bytes::new()).into_body();
+            if let Some(length) = length {
+                response.headers_mut().insert("content-length", length.into());
+            }
+        }
         unfinished.finish();
         response
     }
