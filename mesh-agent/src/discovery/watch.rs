@@ -12,8 +12,9 @@ use crate::lifecycle::{Shutdown, tasks};
 /// covers both and is far below what a person notices.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Longest time that a burst may put off reading, so that a file written without pause cannot hold back the others.
-const DEBOUNCE_MAX: Duration = Duration::from_secs(1);
+/// Longest time that a burst may put off reading, so that files written without pause cannot hold back the others. Reading
+/// and compiling a few hundred objects takes a few milliseconds, so that this is most of what a change waits for.
+const DEBOUNCE_MAX: Duration = Duration::from_millis(200);
 
 /// Time between polls. Events are lost on network file systems and when the kernel's queue overflows; by then a change
 /// is seen this much later. A poll reads names and times only.

@@ -38,21 +38,22 @@ use crate::telemetry::{CutBy, Sampling, TraceContext};
 
 /// Answers a request: with a server's response, or with our own words.
 ///
-/// # Errors
-/// None.
-pub async fn serve(
+/// Not an `async fn`: from this call on, and not only from the first poll on, the request counts as being answered.
+pub fn serve(
     connection: Rc<Connection>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
-    let mut exchange = Exchange::new(connection, &request);
-    let response = match Box::pin(exchange.journey(request)).await {
-        Ok(response) => response,
-        Err(answer) => exchange.say(&answer),
-    };
-    if let Some(seen) = &exchange.connection.seen {
-        seen.answer_protocol(is_switched(response.status(), &exchange.method));
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
+    let mut exchange = Box::new(Exchange::new(connection, &request));
+    async move {
+        let response = match Box::pin(exchange.journey(request)).await {
+            Ok(response) => response,
+            Err(answer) => exchange.say(&answer),
+        };
+        if let Some(seen) = &exchange.connection.seen {
+            seen.answer_protocol(is_switched(response.status(), &exchange.method));
+        }
+        Ok(response)
     }
-    Ok(response)
 }
 
 /// One request and what becomes of it.
