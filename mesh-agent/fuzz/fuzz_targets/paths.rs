@@ -1,0 +1,7 @@
+//! Runs `promises/paths.rs` on arbitrary bytes.
+#![no_main]
+
+#[path = "../promises/paths.rs"]
+mod promise;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| promise::check(bytes));

@@ -1,0 +1,7 @@
+//! Paths promise one normal form; the words of it stand beside what they are about.
+
+/// # Panics
+/// A promise is broken.
+pub(crate) fn check(bytes: &[u8]) {
+    mesh_agent::policy::promises::of_paths(bytes);
+}
