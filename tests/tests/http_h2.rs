@@ -488,7 +488,7 @@ fn each_frame_and_message_is_judged_as_rfc_9113_has_it() {
 /// Reads frames until `stop` says so, or nothing more comes.
 fn read_until(http: &mut Http2, mut stop: impl FnMut(&Frame) -> bool) -> Vec<Frame> {
     let mut frames = Vec::new();
-    while let Ok(frame) = http.next() {
+    while let Ok(frame) = http.next_frame() {
         let is_last = stop(&frame);
         frames.push(frame);
         if is_last {

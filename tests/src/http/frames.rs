@@ -155,7 +155,7 @@ impl Http2 {
         http.send(kind::SETTINGS, 0, 0, &settings(&[(1, 0)]))?;
         let (mut has_settings, mut is_acknowledged) = (false, false);
         while !(has_settings && is_acknowledged) {
-            let frame = http.next()?;
+            let frame = http.next_frame()?;
             match (frame.kind, frame.flags) {
                 (kind::SETTINGS, 0) => {
                     has_settings = true;
@@ -215,7 +215,7 @@ impl Http2 {
         self.send(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, block)
     }
 
-    /// How long [`Http2::next`] and [`Http2::outcome`] wait.
+    /// How long [`Http2::next_frame`] and [`Http2::outcome`] wait.
     ///
     /// # Errors
     /// The socket has no timeouts.
@@ -235,7 +235,7 @@ impl Http2 {
     ///
     /// # Errors
     /// The connection ended, or nothing came in time.
-    pub fn next(&mut self) -> io::Result<Frame> {
+    pub fn next_frame(&mut self) -> io::Result<Frame> {
         let mut head = [0u8; 9];
         self.stream.read_exact(&mut head)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -248,7 +248,7 @@ impl Http2 {
     /// Reads until something says what came of the last words. Settings are acknowledged, bodies passed over.
     pub fn outcome(&mut self) -> Outcome {
         loop {
-            let frame = match self.next() {
+            let frame = match self.next_frame() {
                 Ok(frame) => frame,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Silence,
                 Err(_) => return Outcome::Closed,

@@ -223,7 +223,7 @@ async fn input(
     while let Some(message) = stream.next().await {
         total += message?.payload.map_or(0, |payload| payload.body.len());
     }
-    let aggregated_payload_size = i32::try_from(total).map_err(|_| Status::out_of_range("too much"))?;
+    let aggregated_payload_size = i32::try_from(total).map_err(|_large| Status::out_of_range("too much"))?;
     Ok(tonic::Response::new(InputResponse { aggregated_payload_size }))
 }
 

@@ -84,7 +84,7 @@ impl Stage {
     pub fn paths(&self) -> [Path; 4] {
         let path = |name, service, port, server, is_routed| {
             let to = self.lab.vip(service, port);
-            Path { name, to, server, is_routed: is_routed }
+            Path { name, to, server, is_routed }
         };
         [
             path("same node, no route", "echo/echo-v1", 8080, "echo-v1", false),
