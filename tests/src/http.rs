@@ -4,7 +4,7 @@
 //! Reading order: [`hand`] (sockets made in a pod), [`web`] (requests over them), [`answer`] (what comes back), [`backend`]
 //! (a server in a pod and its words), [`plan`] (how that server can be told to behave), [`server`], [`websocket`], [`grpc`]
 //! (what it serves), [`interop`] (the cases of the public gRPC interoperability list), [`raw`] (HTTP/1 as bytes), [`frames`]
-//! (HTTP/2 as frames), [`routes`] (routes as YAML), [`stage`] and [`scene`] (labs with all of it). The server's own program is
+//! (HTTP/2 as frames), [`routes`] (routes as YAML), [`stage`], [`scene`] and [`guarded`] (labs with all of it). The server's own program is
 //! `src/bin/weft-http.rs`.
 
 pub mod hand;
@@ -30,6 +30,8 @@ pub mod raw;
 pub mod frames;
 
 pub mod routes;
+
+pub mod guarded;
 
 pub mod scene;
 
