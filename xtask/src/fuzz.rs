@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} failed; see {FUZZ_DIR}/artifacts", failed.join(", "));
-    say(format!("{} targets found nothing", chosen.len()));
+    say(format!("nothing was found by {}", chosen.join(", ")));
     Ok(())
 }
 
