@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf, SockMap};
+use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf, SockMap};
 use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, CgroupSockopt, Lsm, Program, SkLookup, SkMsg, SockOps,
@@ -115,6 +115,8 @@ impl Kernel {
             .take_map("COUNTERS")
             .and_then(|map| PerCpuArray::try_from(map).ok())
             .ok_or(Error::Missing { kind: "map", name: "COUNTERS" })?;
+        // Before anything is attached: maps that mean something else must not meet these programs.
+        check_version(&ebpf, &settings.pin_dir)?;
         // The sk_msg program is attached to the map itself, so the map must stay in `ebpf` until then.
         let mut kernel = Self {
             maps: std::sync::Arc::new(load_programs(&mut ebpf)?),
@@ -126,18 +128,8 @@ impl Kernel {
             heartbeat_age_max_ns: u64::try_from(settings.heartbeat_age_max.as_nanos()).unwrap_or(u64::MAX),
             generation: 0,
         };
-        kernel.check_version(&settings.pin_dir)?;
+        kernel.generation = kernel.maps.heartbeat.get(&0)?.unwrap_or_default().generation + 1;
         Ok(kernel)
-    }
-
-    /// Compares the layout version of the pinned maps with ours and starts a new generation.
-    fn check_version(&mut self, pin_dir: &Path) -> Result<(), Error> {
-        let found = self.maps.config.get(&0)?.unwrap_or_default().abi_version;
-        if found != 0 && found != ABI_VERSION {
-            return Err(Error::AbiVersion { pin_dir: pin_dir.to_owned(), found, wanted: ABI_VERSION });
-        }
-        self.generation = self.maps.heartbeat.get(&0)?.unwrap_or_default().generation + 1;
-        Ok(())
     }
 
     /// Attaches the cgroup programs, or puts them behind the links of an earlier agent.
@@ -416,6 +408,18 @@ fn check_bpffs(path: &Path) -> Result<(), Error> {
         .map_err(|errno| Error::Call { call: "statfs", source: errno.into() })?
         .filesystem_type();
     if kind == nix::sys::statfs::BPF_FS_MAGIC { Ok(()) } else { Err(Error::NotBpffs(path.to_owned())) }
+}
+
+/// Compares the layout version of the pinned maps with ours.
+fn check_version(ebpf: &Ebpf, pin_dir: &Path) -> Result<(), Error> {
+    let missing = || Error::Missing { kind: "map", name: "CONFIG" };
+    let config: Array<_, Config> =
+        ebpf.map("CONFIG").and_then(|map| Array::try_from(map).ok()).ok_or_else(missing)?;
+    let found = config.get(&0, 0).map_err(|error| Error::Load(Box::new(error.into())))?.abi_version;
+    if found != 0 && found != ABI_VERSION {
+        return Err(Error::AbiVersion { pin_dir: pin_dir.to_owned(), found, wanted: ABI_VERSION });
+    }
+    Ok(())
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, Error> {

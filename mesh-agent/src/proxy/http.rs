@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`sniff`] (is it HTTP), [`entry`] (how a connection comes in, and how it ends), [`guard`],
 //! [`flood`] and [`downstream`] (the client's side), [`connection`] (who is on it), [`request`] (the journey of one request), [`head`],
-//! [`headers`], [`admission`], [`deadline`], [`body`], [`upstream`] (connections to servers) with [`io`], [`upgrade`], [`mirror`],
+//! [`headers`], [`admission`], [`deadline`], [`body`], [`upstream`] (connections to servers) with [`io`], [`interim`], [`upgrade`], [`mirror`],
 //! [`answer`] (our own words), [`report`].
 
 pub mod admission;
@@ -20,6 +20,7 @@ pub mod flood;
 pub mod guard;
 pub mod head;
 pub mod headers;
+pub mod interim;
 pub mod io;
 pub mod mirror;
 pub mod report;

@@ -66,6 +66,11 @@ pub(super) async fn serve_plain(
                 let io = Io::Tcp(peer);
                 return Box::pin(arrival.serve_requests(io, first, sniffed, entry, dialled, report)).await;
             }
+            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) if !arrival.takes_bytes() => {
+                arrival.note(&mut report, dialled);
+                relay::reset_on_close(&peer);
+                return report.close(Ending::NotHttp);
+            }
             Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {}
             Err(ending) => {
                 arrival.note(&mut report, dialled);
@@ -260,6 +265,12 @@ async fn serve_open(
                 Box::pin(serving).await;
                 return Box::pin(settle_accepted(local, returned)).await;
             }
+            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) if !arrival.takes_bytes() => {
+                arrival.note(&mut report, open.dialled);
+                report.close(Ending::NotHttp);
+                drop(tunnel);
+                return Box::pin(settle_accepted(local, returned)).await;
+            }
             Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {
                 let (bytes, end);
                 (carrier, bytes, end) = tunnel.into_parts()?;
@@ -367,9 +378,18 @@ impl Arrival<'_> {
     /// where bytes may pass too, a server that speaks first must get its turn.
     fn patience(&self) -> Option<Duration> {
         let workload = self.served.pod.workload();
+        if workload.forward_client_cert {
+            return None;
+        }
         let admits_bytes = self.local.handles.policies.current().evaluate(&self.facts(&workload)).is_ok();
         let mesh = self.local.handles.registry.snapshot();
         admits_bytes.then_some(mesh.config.protocol_detection_timeout)
+    }
+
+    /// Whether bytes may pass at all: never to a pod that believes what `x-forwarded-client-cert` says, since bytes could be
+    /// requests with a forged one.
+    fn takes_bytes(&self) -> bool {
+        !self.served.pod.workload().forward_client_cert
     }
 
     fn has_address(&self, workload: &Workload) -> bool {

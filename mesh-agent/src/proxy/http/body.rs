@@ -68,6 +68,7 @@ pub struct Source {
     mirrors: Vec<Tap>,
     bytes: u64,
     ended: bool,
+    broken: bool,
 }
 
 impl Source {
@@ -84,12 +85,18 @@ impl Source {
             mirrors: Vec::new(),
             bytes: 0,
             ended: false,
+            broken: false,
         })))
     }
 
     /// Bytes read so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether the client broke it off, or sent what cannot be read.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Whether a new try would see the whole body.
@@ -123,6 +130,7 @@ impl Source {
                 Ok(frame) => Piece::of(frame),
                 Err(error) => {
                     self.mirrors.clear();
+                    self.broken = true;
                     return Poll::Ready(Some(Err(error.into())));
                 }
             };

@@ -1,6 +1,6 @@
 //! How long a request may take: by its rule, and by what a gRPC client says.
 //!
-//! Between stations 6 and 12. Pure, except for [`hold_until_asked`], which waits for a server's `100 Continue`.
+//! Between stations 6 and 12. Pure, except for [`listen`], which waits for a server's `100 Continue`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use tokio::sync::Notify;
 
 use super::body::RequestBody;
+use super::downstream::Seen;
 use crate::lifecycle::clock;
 use crate::model::RouteTimeouts;
 
@@ -89,15 +90,19 @@ fn write_grpc_timeout(limit: Duration) -> HeaderValue {
     HeaderValue::from_str(&format!("{number}{unit}")).expect("digits and a letter")
 }
 
-/// Holds the body of a request with `Expect: 100-continue` back until the server says `100 Continue`, or too long nothing.
-pub fn hold_until_asked(request: &mut Request<RequestBody>) {
-    let asked = Arc::new(Notify::new());
-    let told = asked.clone();
+/// Listens to the interim responses of an HTTP/1 server: they go on to the client through `seen`, and the body of a request
+/// with `Expect: 100-continue` is held back until the server says `100 Continue`, or too long nothing.
+pub fn listen(request: &mut Request<RequestBody>, seen: Option<&Arc<Seen>>, is_held: bool) {
+    let asked = is_held.then(|| Arc::new(Notify::new()));
+    let (told, seen) = (asked.clone(), seen.cloned());
     hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::CONTINUE {
+        if let Some(told) = told.as_ref().filter(|_| response.status() == StatusCode::CONTINUE) {
             told.notify_one();
+        } else if let Some(seen) = &seen {
+            seen.interim.add(response.status(), response.headers());
         }
     });
+    let Some(asked) = asked else { return };
     let gate: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
         let _ = tokio::time::timeout(CONTINUE_WAIT, asked.notified()).await;
     });

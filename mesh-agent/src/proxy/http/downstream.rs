@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 
 use super::flood::Flood;
 use super::guard::{Guard, Violation};
+use super::interim::Interim;
 use super::io::Io;
 use crate::lifecycle::clock;
 use crate::proxy::carrier;
@@ -33,6 +34,8 @@ pub struct Seen {
     in_flight: AtomicUsize,
     /// Answer to a request for another protocol: 0 none yet, 1 refused, 2 granted.
     protocol: AtomicU8,
+    /// Interim responses for the client.
+    pub interim: Interim,
 }
 
 impl Seen {
@@ -118,6 +121,9 @@ pub struct Downstream {
     waiting: Option<Pin<Box<Sleep>>>,
     /// The client sends no more.
     ended: bool,
+    /// Interim responses on their way, from `interim_at`.
+    interim: Vec<u8>,
+    interim_at: usize,
     telemetry: Telemetry,
     seen: Arc<Seen>,
 }
@@ -142,6 +148,8 @@ impl Downstream {
             head_timeout,
             waiting: None,
             ended: false,
+            interim: Vec::new(),
+            interim_at: 0,
             telemetry,
             seen: seen.clone(),
         };
@@ -237,13 +245,14 @@ impl Read for Downstream {
         if !ready!(this.poll_leave(&mut buffer))? {
             return Poll::Ready(Ok(()));
         }
-        let is_framed = matches!(this.watch, Watch::Framing(_));
+        // An end within a request is one that breaks off (RFC 9112 section 8).
+        let is_whole = matches!(&this.watch, Watch::Framing(guard) if guard.is_between());
         let read = if this.ended { Poll::Ready(Ok(())) } else { this.poll_io(context, &mut buffer) };
         match read {
             Poll::Pending => this.poll_patience(context),
             // hyper takes an end for a client that is gone. One that is answered still is not; after the answer the same task
             // reads again.
-            Poll::Ready(Ok(())) if this.ended && is_framed && this.seen.in_flight.load(Relaxed) > 0 => {
+            Poll::Ready(Ok(())) if this.ended && is_whole && this.seen.in_flight.load(Relaxed) > 0 => {
                 Poll::Pending
             }
             ready => ready,
@@ -252,6 +261,29 @@ impl Read for Downstream {
 }
 
 impl Downstream {
+    /// hyper flushes when it has nothing of its own to write: the one time when an interim response may go out.
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.interim_at == self.interim.len() {
+                (self.interim, self.interim_at) = (self.seen.interim.take(), 0);
+                if self.interim.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let written = Pin::new(&mut self.io).poll_write(context, &self.interim[self.interim_at..]);
+            self.interim_at += ready!(self.count(written))?;
+        }
+    }
+
+    /// An interim response that has begun is finished before anything else.
+    fn poll_begun_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.interim_at < self.interim.len() {
+            let written = Pin::new(&mut self.io).poll_write(context, &self.interim[self.interim_at..]);
+            self.interim_at += ready!(self.count(written))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.seen.sent_bytes.fetch_add(bytes as u64, Relaxed);
@@ -263,6 +295,7 @@ impl Downstream {
 impl Write for Downstream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_begun_interim(context))?;
         let written = Pin::new(&mut this.io).poll_write(context, bytes);
         this.count(written)
     }
@@ -273,6 +306,7 @@ impl Write for Downstream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_begun_interim(context))?;
         let written = Pin::new(&mut this.io).poll_write_vectored(context, slices);
         this.count(written)
     }
@@ -282,7 +316,9 @@ impl Write for Downstream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(context)
+        let this = self.get_mut();
+        ready!(this.poll_interim(context))?;
+        Pin::new(&mut this.io).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

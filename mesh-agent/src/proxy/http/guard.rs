@@ -121,6 +121,11 @@ impl Guard {
         Self { at: At::Head, head_bytes_max, headers_max, pending: Vec::new() }
     }
 
+    /// True where one request has come whole and no other has begun.
+    pub fn is_between(&self) -> bool {
+        self.at == At::Head && self.pending.is_empty() || matches!(self.at, At::Asked | At::Foreign)
+    }
+
     /// True while a request for another protocol waits for its answer: nothing may be read meanwhile.
     pub fn awaits_answer(&self) -> bool {
         self.at == At::Asked

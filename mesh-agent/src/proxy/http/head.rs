@@ -19,6 +19,9 @@ pub enum Unreadable {
     Path(PathFault),
     /// The host is no host, or there are two.
     Host,
+    /// A value with white space around it: who trims it reads another one than who does not (RFC 9113 section 8.2.1). In
+    /// HTTP/1 the parser has trimmed it.
+    HeaderValue,
 }
 
 impl Unreadable {
@@ -27,6 +30,7 @@ impl Unreadable {
         match self {
             Self::Path(fault) => fault.label(),
             Self::Host => "host",
+            Self::HeaderValue => "header_value",
         }
     }
 }
@@ -56,6 +60,9 @@ impl Head {
     /// The path has no normal form, or the host is none.
     pub fn of<B>(request: &mut Request<B>) -> Result<Self, Unreadable> {
         let host = headers::host(request)?;
+        if request.version() == Version::HTTP_2 && request.headers().values().any(has_white_space_around) {
+            return Err(Unreadable::HeaderValue);
+        }
         let uri = request.uri().clone();
         let mut map = std::mem::take(request.headers_mut());
         map.remove(HOST);
@@ -185,4 +192,9 @@ impl Head {
         self.headers.remove(HOST);
         headers::strip_hop_by_hop(&mut self.headers);
     }
+}
+
+fn has_white_space_around(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
 }

@@ -124,6 +124,11 @@ impl Report {
 
     /// Policy refused it; `reason` is its name, or the stable label of a default.
     pub fn deny(&mut self, reason: Arc<str>) {
+        if self.metrics.is_some() {
+            // An endpoint before was tried, so that the request is under way already.
+            self.reason = Some(reason);
+            return self.finish(0, None);
+        }
         self.is_over = true;
         let outcome = self.outcome(0);
         self.resolve_metrics().denied(&outcome, &reason);

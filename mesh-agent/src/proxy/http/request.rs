@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -20,17 +21,17 @@ use super::admission::{self, Refused};
 use super::answer::Answer;
 use super::body::{RequestBody, ResponseBody, Source, Streaming, Watch};
 use super::connection::{Connection, Side, speaks_h2};
-use super::downstream::InFlight;
+use super::downstream::{InFlight, Seen};
 use super::head::{Head, Unreadable};
 use super::report::Report;
 use super::upstream::{Caller, Key, Unanswered, Upstream, Way};
 use super::{deadline, headers, mirror, upgrade};
 use crate::balance::Open as Counted;
 use crate::capture::Origin;
-use crate::model::{AppProtocol, BackendTarget, Ending, Filter, RouteBackend, Workload};
+use crate::model::{AppProtocol, BackendTarget, Ending, Filter, Path, RouteBackend, Workload};
 use crate::proxy::endpoint::{self, Target};
 use crate::proxy::inbound::reason_of;
-use crate::proxy::open::Registered;
+use crate::proxy::open::{CloseSignal, Registered};
 use crate::registry::{Destination, Snapshot};
 use crate::route::filters::{self, RedirectFrom};
 use crate::route::{self, Matched, PortRoutes};
@@ -43,6 +44,9 @@ pub fn serve(
     connection: Rc<Connection>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
+    if let Some(seen) = connection.seen.as_ref().filter(|_| request.version() == Version::HTTP_11) {
+        seen.interim.open();
+    }
     let mut exchange = Box::new(Exchange::new(connection, &request));
     async move {
         let response = match Box::pin(exchange.journey(request)).await {
@@ -50,6 +54,7 @@ pub fn serve(
             Err(answer) => exchange.say(&answer),
         };
         if let Some(seen) = &exchange.connection.seen {
+            seen.interim.close();
             seen.answer_protocol(is_switched(response.status(), &exchange.method));
         }
         Ok(response)
@@ -228,8 +233,10 @@ impl Exchange {
         }
     }
 
+    /// A trace begins where the mesh does: at the client's agent, or where a client from outside comes in.
     fn trace(&mut self, mesh: &Snapshot, head: &mut Head) {
-        let sampling = Sampling { per_10_000: mesh.config.trace_sampling_permyriad };
+        let came_by_mesh = matches!(&self.connection.side, Side::Inbound { path: Path::Tunnel, .. });
+        let sampling = if came_by_mesh { Sampling::NEVER } else { Sampling::of(&mesh.config) };
         let rng = &self.connection.local.rng;
         let trace = TraceContext::carry(&mut head.headers, sampling, &mut rng.borrow_mut());
         self.report().trace = trace;
@@ -257,7 +264,10 @@ impl Exchange {
             self.report().opened();
             let hint = backend.destination.service_port().and_then(crate::model::ServicePort::protocol);
             let limit = self.deadlines.of_try();
-            match within(limit, self.try_once(&way, address, hint, head, source)).await? {
+            let close = way.close();
+            let seen = self.connection.seen.clone();
+            let trying = self.try_once(&way, address, hint, head, source);
+            match within(limit, unless_closed(close, seen, trying)).await?? {
                 Ok((response, upstream, key)) => {
                     let entry = way.into_entry();
                     return Ok(Answered { response, upstream, key, counted, entry });
@@ -265,6 +275,9 @@ impl Exchange {
                 Err(unanswered) => {
                     if let Some(violation) = self.connection.violation() {
                         return Err(Answer::BadFraming(violation));
+                    }
+                    if source.is_some_and(|source| source.borrow().is_broken()) {
+                        return Err(Answer::BodyBroken);
                     }
                     let may_repeat = source.is_none_or(|source| source.borrow().may_be_sent_again());
                     let again = unanswered.is_unprocessed
@@ -274,6 +287,7 @@ impl Exchange {
                         return Err(Answer::Failed(unanswered.ending));
                     }
                     tracing::debug!(endpoint = %address, ending = %unanswered.ending, "trying another endpoint");
+                    self.connection.local.handles.telemetry.http_retried(unanswered.ending.label());
                     last = unanswered.ending;
                     tried.push(address);
                 }
@@ -388,8 +402,8 @@ impl Exchange {
         let expects = !is_h2 && source.is_some() && head.headers.contains_key(http::header::EXPECT);
         let body = RequestBody::of(source.cloned());
         let mut request = head.request(body, is_h2);
-        if expects {
-            deadline::hold_until_asked(&mut request);
+        if !is_h2 {
+            deadline::listen(&mut request, self.connection.seen.as_ref(), expects);
         }
         request
     }
@@ -456,8 +470,8 @@ impl Exchange {
                 let reason = report.reason.take().unwrap_or_else(|| answer.reason().into());
                 report.deny(reason);
             } else {
-                if let Answer::Unreadable(fault) = answer {
-                    self.connection.local.handles.telemetry.http_refused(fault.label());
+                if let Answer::Unreadable(_) | Answer::BodyBroken = answer {
+                    self.connection.local.handles.telemetry.http_refused(answer.reason());
                 }
                 report.reason = Some(answer.reason().into());
                 report.close(0, None);
@@ -555,6 +569,25 @@ fn forward_client(connection: &Connection, destination: &Workload, head: &mut He
     if let Ok(value) = HeaderValue::from_str(&text) {
         head.headers.insert(headers::FORWARDED_CLIENT_CERT, value);
     }
+}
+
+/// Runs one try until policy turns against the request. Whoever sends interim responses wakes this task.
+async fn unless_closed<T>(
+    close: Option<Rc<CloseSignal>>,
+    seen: Option<Arc<Seen>>,
+    work: impl Future<Output = T>,
+) -> Result<T, Answer> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        if let Some(seen) = &seen {
+            seen.interim.register(context);
+        }
+        match close.as_ref().and_then(|close| close.poll(context)) {
+            Some(ending) => Poll::Ready(Err(Answer::Failed(ending))),
+            None => work.as_mut().poll(context).map(Ok),
+        }
+    })
+    .await
 }
 
 /// Runs one try within its time.

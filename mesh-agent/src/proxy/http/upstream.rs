@@ -24,7 +24,7 @@ use crate::capture::Pod;
 use crate::lifecycle::{clock, tasks};
 use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, SpiffeId, Workload, WorkloadUid};
 use crate::policy::Permit;
-use crate::proxy::open::Registered;
+use crate::proxy::open::{CloseSignal, Registered};
 use crate::proxy::pool::Pair;
 use crate::proxy::reach::{self, Unreached};
 use crate::proxy::tunnel::{Open, Protocol, ResetReason};
@@ -56,6 +56,14 @@ pub enum Way {
 }
 
 impl Way {
+    /// What tells the request to end when policy turns against it.
+    pub fn close(&self) -> Option<Rc<CloseSignal>> {
+        match self {
+            Self::Application { entry, .. } => Some(entry.close.clone()),
+            Self::Tunnel(_) | Self::Plain => None,
+        }
+    }
+
     /// The entry among the open ones, where policy was asked.
     pub fn into_entry(self) -> Option<Registered> {
         match self {
