@@ -465,7 +465,14 @@ fn each_frame_and_message_is_judged_as_rfc_9113_has_it() {
                 path.name,
                 case.name
             );
-            let whole: Vec<_> = server.requests().iter().map(|request| request["target"].clone()).collect();
+            // An earlier case's may be told late.
+            let earlier = ["/first", "/slow", "/quick"].map(Value::from);
+            let whole: Vec<_> = server
+                .requests()
+                .iter()
+                .filter(|request| !earlier.contains(&request["path"]))
+                .map(|request| request["target"].clone())
+                .collect();
             if is_malformed && !whole.is_empty() {
                 faults.push(format!("{}: {}: the server received {whole:?}", path.name, case.name));
             }

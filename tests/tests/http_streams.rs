@@ -87,9 +87,11 @@ fn resident_bytes(lab: &Lab, node: &str) -> u64 {
     kib * 1024
 }
 
-/// How much an agent may grow for [`SLOW`] slow streams: 16 of them at 1 MiB each, which is twice a stream's window and
-/// more than both sockets' buffers.
+/// How much an agent may grow for [`SLOW`] slow streams of 64 MiB: 1 MiB for each, which leaves room for a stream's window
+/// (256 KiB) on both of its sides and for the pieces in between.
 const MAY_GROW_BYTES: u64 = 16 << 20;
+
+/// Streams that nobody reads.
 const SLOW: usize = 16;
 
 #[test]

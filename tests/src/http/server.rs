@@ -112,7 +112,7 @@ impl Server {
         client: String,
     ) -> hyper::Result<()> {
         let is_http2 = begins_with_preface(&stream).await;
-        let reset = reset_of(&stream);
+        let reset = reset_of(&stream, number, Arc::clone(&self.tell));
         let service = service_fn(move |request: Request<Incoming>| {
             let (server, client) = (Arc::clone(self), client.clone());
             async move { Ok::<_, Infallible>(server.request(request, number, client).await) }
@@ -183,11 +183,11 @@ impl Server {
         } else {
             (self.tell)(self.account(&head, 0, None));
         }
-        if !plan.head_delay.is_zero() {
-            tokio::time::sleep(plan.head_delay).await;
-        }
         if told.is_object() {
             (self.tell)(told.clone());
+        }
+        if !plan.head_delay.is_zero() {
+            tokio::time::sleep(plan.head_delay).await;
         }
         let mut response = if plan.echo {
             Response::new(echo(body))
@@ -227,13 +227,20 @@ impl Server {
     }
 }
 
-/// Ends when the connection was reset, which a server that tolerates half-closed connections does not look for.
-fn reset_of(stream: &TcpStream) -> impl Future<Output = ()> + use<> {
+/// Ends when the connection was reset, which a server that tolerates half-closed connections does not look for. Tells
+/// when the other side has finished sending, which may mean that nobody waits for an answer any more.
+fn reset_of(stream: &TcpStream, number: u64, tell: Tell) -> impl Future<Output = ()> + use<> {
     let copy = stream.as_fd().try_clone_to_owned().map(std::net::TcpStream::from);
     async move {
         let Ok(copy) = copy else { return std::future::pending().await };
+        let mut is_finished = false;
         // A socket that was reset has no peer any more.
         while copy.peer_addr().is_ok() {
+            // Descriptors of one socket share its mode, so this does not wait.
+            if !is_finished && matches!(copy.peek(&mut [0u8; 1]), Ok(0)) {
+                is_finished = true;
+                tell(json!({ "finished": number }));
+            }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }
