@@ -348,17 +348,25 @@ fn requests_that_only_look_odd_are_read_as_the_rfc_has_it() {
             server.forget();
             let after = "GET /after HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
             let heard = send(&stage, &path, [bytes, after].concat().as_bytes());
-            let seen: BTreeMap<_, _> = server
-                .requests()
-                .iter()
-                .map(|request| {
-                    (request["path"].to_string(), request["host"].as_str().unwrap_or_default().to_owned())
-                })
-                .collect();
             let expected = BTreeMap::from([
                 ("\"/case\"".to_owned(), (*host).to_owned()),
                 ("\"/after\"".to_owned(), "a".to_owned()),
             ]);
+            let targets = || -> BTreeMap<String, String> {
+                server
+                    .requests()
+                    .iter()
+                    .map(|request| {
+                        (request["path"].to_string(), request["host"].as_str().unwrap_or_default().to_owned())
+                    })
+                    .collect()
+            };
+            // What was received is told a moment later.
+            let deadline = now() + SHORT;
+            while targets() != expected && now() < deadline {
+                thread::sleep(Duration::from_millis(10));
+            }
+            let seen = targets();
             if heard.statuses() != [200, 200] || seen != expected {
                 faults.push(format!(
                     "{}: {name}: {:?}, the server received {seen:?}",
