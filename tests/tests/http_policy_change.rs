@@ -13,6 +13,7 @@ use mesh_tests::http::routes::route;
 use mesh_tests::http::{Answer, raw};
 use mesh_tests::wire::Serve;
 use mesh_tests::{Ask, Backend, Web, eventually};
+use serde_json::Value;
 
 /// How long a change may take to be felt everywhere, with room to spare.
 const SHORT: Duration = Duration::from_millis(700);
@@ -23,6 +24,14 @@ fn opened(web: &Web, to: SocketAddr) -> std::net::TcpStream {
     stream.write_all(b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(raw::read_answer(&mut stream, false).unwrap().status, 200);
     stream
+}
+
+/// The servers, the node that tells of connections to them, and the way that bytes take: the kernel's fast path on one node.
+const WAYS: [(&str, &str, &str); 2] = [("near", "node-1", "splice"), ("far", "node-2", "tunnel")];
+
+/// Whether a record is of a connection of `shop/web` that took this way.
+fn is_of_web(record: &Value, server: &str, way: &str) -> bool {
+    record["source"]["pod"] == "web" && record["destination"]["pod"] == server && record["path"] == way
 }
 
 #[test]
@@ -91,11 +100,26 @@ fn a_rule_about_requests_holds_at_once_when_it_comes_and_is_gone_when_it_goes() 
             }
         }
         assert!(alive.is_empty(), "connections from before the policy live on: {alive:#?}\n{yaml}");
-        // And away with it: bytes are bytes again, from either side.
+        for (server, node, way) in WAYS {
+            scene.lab.record(node, &format!("the closed connection to {server}"), |record| {
+                is_of_web(record, server, way) && record["ending"] == "policy_revoked"
+            });
+        }
+        // And away with it: bytes are bytes again, from either side, and on the ways that bytes take.
         scene.lab.apply(FILE, "");
+        let marks = WAYS.map(|(_, node, _)| scene.lab.access_records(node).len());
         for (client, web, server, to) in scene.pairs() {
             eventually(&format!("{client} may do anything at {server} again"), || {
                 (web.try_ask(to, Ask::get("/admin")).ok()?.status == 200).then_some(())
+            });
+        }
+        for ((server, node, way), mark) in WAYS.into_iter().zip(marks) {
+            eventually(&format!("connections to {server} take the way of bytes ({way}) again"), || {
+                let records = scene.lab.access_records(node).split_off(mark);
+                // What is over in a moment never gets as far as the fast path.
+                let ways = [way, if way == "splice" { "direct" } else { way }];
+                let is_it = |record: &Value| ways.iter().any(|way| is_of_web(record, server, way));
+                records.iter().any(is_it).then_some(())
             });
         }
     }

@@ -319,3 +319,60 @@ fn rewrites_are_what_the_server_receives() {
     scene.run(&route("HTTPRoute", "echo/rewrites", &["echo:80"], &rules.concat()), "echo", 80, &cases);
     scene.lab.down();
 }
+
+#[test]
+fn rules_have_names_and_answer_for_origins_that_ask_first() {
+    let scene = Scene::up();
+    // MeshHTTPRouteNamedRule
+    let named = "- name: named\n  matches: [{path: {type: PathPrefix, value: /named}}]\n  backendRefs: [{name: echo-v1, port: 8080}]\n\
+                 - matches: [{path: {type: PathPrefix, value: /unnamed}}]\n  backendRefs: [{name: echo-v2, port: 8080}]";
+    let cases = [
+        to("echo-v1", get("/named/x")).seen("path", "/named/x"),
+        to("echo-v2", get("/unnamed")).seen("path", "/unnamed"),
+        answered(404, get("/")),
+    ];
+    scene.run(&route("HTTPRoute", "echo/names", &["echo:80"], named), "echo", 80, &cases);
+    for (path, rule) in [("/named/x", "named"), ("/unnamed", "1")] {
+        let record = scene.lab.record("node-1", path, |record| record["http"]["path"] == path);
+        assert_eq!(
+            (&record["http"]["rule"], &record["http"]["route"]),
+            (&rule.into(), &"HTTPRoute/echo/names".into())
+        );
+    }
+    // CORS (Fetch standard, section 3.2): what a browser asks before, and what it looks at after.
+    let cors = "- filters:\n  - type: CORS\n    cors:\n      allowOrigins: [\"https://app.example\", \"https://*.shop.example\"]\n      \
+                allowMethods: [GET, PUT]\n      allowHeaders: [x-token]\n      exposeHeaders: [x-server]\n      maxAge: 600\n      \
+                allowCredentials: true\n  backendRefs: [{name: echo-v1, port: 8080}]";
+    let preflight = |origin: &str, method: &str| {
+        get("/cors")
+            .method("OPTIONS")
+            .header("origin", origin)
+            .header("access-control-request-method", method)
+    };
+    let cases = [
+        to("echo-v1", get("/cors").header("origin", "https://app.example"))
+            .header("access-control-allow-origin", "https://app.example")
+            .header("access-control-allow-credentials", "true")
+            .header("access-control-expose-headers", "x-server"),
+        to("echo-v1", get("/cors").header("origin", "https://a.shop.example"))
+            .header("access-control-allow-origin", "https://a.shop.example"),
+        to("echo-v1", get("/cors").header("origin", "https://evil.example"))
+            .header("access-control-allow-origin", "-"),
+        to("echo-v1", get("/cors")).header("access-control-allow-origin", "-"),
+    ];
+    scene.run(&route("HTTPRoute", "echo/cors", &["echo:80"], cors), "echo", 80, &cases);
+    for (origin, method, allowed) in
+        [("https://app.example", "PUT", true), ("https://evil.example", "PUT", false)]
+    {
+        let answer = scene.clients[0].ask(scene.vip("echo", 80), preflight(origin, method));
+        assert_eq!(answer.pod(), "", "the agent answers what a browser asks before: {answer:?}");
+        let origin_back = answer.header("access-control-allow-origin");
+        assert_eq!(origin_back.as_deref(), allowed.then_some(origin), "{answer:?}");
+        if allowed {
+            let methods = answer.header("access-control-allow-methods").unwrap_or_default();
+            assert!(methods.contains("PUT"), "{answer:?}");
+            assert_eq!(answer.header("access-control-max-age").as_deref(), Some("600"), "{answer:?}");
+        }
+    }
+    scene.lab.down();
+}
