@@ -7,10 +7,11 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::time::Sleep;
 
@@ -32,6 +33,8 @@ pub struct Seen {
     slow: AtomicU8,
     /// Requests that have not been answered to the end.
     in_flight: AtomicUsize,
+    /// Woken after the last of them: hyper does not read again by itself where reading had to wait.
+    waiting: Mutex<Option<Waker>>,
     /// Answer to a request for another protocol: 0 none yet, 1 refused, 2 granted.
     protocol: AtomicU8,
     /// Interim responses for the client.
@@ -65,6 +68,12 @@ impl Seen {
         self.protocol.store(1 + u8::from(is_granted), Relaxed);
     }
 
+    /// Wakes the task once what is being answered has been.
+    fn wait_for_answer<T>(&self, context: &Context<'_>) -> Poll<T> {
+        *self.waiting.lock() = Some(context.waker().clone());
+        Poll::Pending
+    }
+
     fn note(&self, violation: Option<Violation>, telemetry: &Telemetry) {
         let Some(found) = violation else { return };
         telemetry.http_refused(found.label());
@@ -87,7 +96,11 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        if self.0.in_flight.fetch_sub(1, Relaxed) == 1
+            && let Some(waker) = self.0.waiting.lock().take()
+        {
+            waker.wake();
+        }
     }
 }
 
@@ -171,7 +184,11 @@ impl Downstream {
     }
 
     /// What must happen before more is read.
-    fn poll_leave(&mut self, buffer: &mut ReadBufCursor<'_>) -> Poll<io::Result<bool>> {
+    fn poll_leave(
+        &mut self,
+        context: &Context<'_>,
+        buffer: &mut ReadBufCursor<'_>,
+    ) -> Poll<io::Result<bool>> {
         if self.seen.violation() == Some(Violation::Flood) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
@@ -183,8 +200,7 @@ impl Downstream {
             }
             if guard.awaits_answer() {
                 match self.seen.protocol.swap(0, Relaxed) {
-                    // Whoever answers is the same task, which reads again after that.
-                    0 => return Poll::Pending,
+                    0 => return self.seen.wait_for_answer(context),
                     answer => guard.answered(answer == 2),
                 }
             }
@@ -242,7 +258,7 @@ impl Read for Downstream {
         if this.give_first(&mut buffer) {
             return Poll::Ready(Ok(()));
         }
-        if !ready!(this.poll_leave(&mut buffer))? {
+        if !ready!(this.poll_leave(context, &mut buffer))? {
             return Poll::Ready(Ok(()));
         }
         // An end within a request is one that breaks off (RFC 9112 section 8).
@@ -250,10 +266,9 @@ impl Read for Downstream {
         let read = if this.ended { Poll::Ready(Ok(())) } else { this.poll_io(context, &mut buffer) };
         match read {
             Poll::Pending => this.poll_patience(context),
-            // hyper takes an end for a client that is gone. One that is answered still is not; after the answer the same task
-            // reads again.
+            // hyper takes an end for a client that is gone. One that is answered still is not.
             Poll::Ready(Ok(())) if this.ended && is_whole && this.seen.in_flight.load(Relaxed) > 0 => {
-                Poll::Pending
+                this.seen.wait_for_answer(context)
             }
             ready => ready,
         }
