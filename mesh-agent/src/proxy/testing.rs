@@ -366,12 +366,22 @@ impl World {
         destination: SocketAddr,
         drawn: Option<SocketAddr>,
     ) -> TcpStream {
+        self.try_dial(listener, destination, drawn).await.unwrap()
+    }
+
+    /// Like [`World::dial_drawn`], for connections that may be reset before the dialler has looked.
+    pub(crate) async fn try_dial(
+        &self,
+        listener: SocketAddr,
+        destination: SocketAddr,
+        drawn: Option<SocketAddr>,
+    ) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_nodelay(true).unwrap();
         socket.bind(SocketAddr::new(listener.ip(), 0)).unwrap();
         let origin = Origin { dialled: OriginalDst::new(destination), drawn: drawn.map(EndpointAddr::new) };
         self.origins.origins.lock().insert(socket.local_addr().unwrap(), origin);
-        socket.connect(listener).await.unwrap()
+        socket.connect(listener).await
     }
 
     /// The access records so far, once there are `count` of them.
