@@ -20,7 +20,7 @@ use super::protocol::{self, Spoken};
 use super::reach::{self, tls_label};
 use super::relay::{self, Early, First, Outcome};
 use super::report::Report;
-use super::tunnel::{Open, Protocol, ResetReason, Role};
+use super::tunnel::{Open, Protocol, Role};
 use super::worker::{Local, Served};
 use super::{dial, http, tls};
 use crate::capture::{Origin, Pod};
@@ -378,19 +378,7 @@ fn ending_of(outcome: &Outcome) -> Ending {
         // A server refuses a client certificate after the client's handshake is over (RFC 8446 section 4.4.2.4).
         Outcome::Broken(carrier::Error::Tls(tls::Error::Alert(_))) => Ending::TlsFailed,
         Outcome::Broken(_) => Ending::TunnelFailed,
-        Outcome::PeerReset { reason } => match reason {
-            ResetReason::Application => Ending::ServerReset,
-            ResetReason::ConnectRefused => Ending::ConnectRefused,
-            ResetReason::ConnectTimeout => Ending::ConnectTimeout,
-            ResetReason::Unreachable | ResetReason::NotHere => Ending::Unreachable,
-            ResetReason::PolicyDenied => Ending::PolicyDenied,
-            ResetReason::PolicyRevoked => Ending::PolicyRevoked,
-            ResetReason::Shutdown => Ending::Shutdown,
-            ResetReason::Exhausted => Ending::Exhausted,
-            ResetReason::Protocol | ResetReason::NotNegotiated | ResetReason::Other(_) => {
-                Ending::TunnelFailed
-            }
-        },
+        Outcome::PeerReset { reason } => relay::ending_of_reset(*reason),
     }
 }
 

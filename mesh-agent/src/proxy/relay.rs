@@ -176,6 +176,21 @@ fn reason_of(ending: Ending) -> ResetReason {
     }
 }
 
+/// How it ended, when the server's side says so.
+pub fn ending_of_reset(reason: ResetReason) -> Ending {
+    match reason {
+        ResetReason::Application => Ending::ServerReset,
+        ResetReason::ConnectRefused => Ending::ConnectRefused,
+        ResetReason::ConnectTimeout => Ending::ConnectTimeout,
+        ResetReason::Unreachable | ResetReason::NotHere => Ending::Unreachable,
+        ResetReason::PolicyDenied => Ending::PolicyDenied,
+        ResetReason::PolicyRevoked => Ending::PolicyRevoked,
+        ResetReason::Shutdown => Ending::Shutdown,
+        ResetReason::Exhausted => Ending::Exhausted,
+        ResetReason::Protocol | ResetReason::NotNegotiated | ResetReason::Other(_) => Ending::TunnelFailed,
+    }
+}
+
 /// What a direction waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wait {

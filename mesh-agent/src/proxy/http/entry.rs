@@ -4,7 +4,7 @@
 //! what they are, and runs hyper on them until the connection is over.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -176,18 +176,7 @@ async fn serve_h1(
         .header_read_timeout(None)
         .timer(TokioTimer::new());
     let mut running = pin!(builder.serve_connection(downstream, service).with_upgrades());
-    let mut is_stopping = false;
-    poll_fn(|context| {
-        if let Some(ending) = connection.close.poll(context).filter(|_| !is_stopping) {
-            if ending != Ending::Shutdown {
-                return Poll::Ready(Err(Stopped::Told(ending)));
-            }
-            is_stopping = true;
-            running.as_mut().graceful_shutdown();
-        }
-        running.as_mut().poll(context).map_err(Stopped::Broken)
-    })
-    .await
+    until_closed(connection, running.as_mut(), |running| running.graceful_shutdown()).await
 }
 
 async fn serve_h2(
@@ -208,6 +197,15 @@ async fn serve_h2(
         .max_local_error_reset_streams(limits.reset_streams_max)
         .timer(TokioTimer::new());
     let mut running = pin!(builder.serve_connection(downstream, service));
+    until_closed(connection, running.as_mut(), |running| running.graceful_shutdown()).await
+}
+
+/// Runs hyper until the connection is over or told to end. An agent that stops lets the requests that are under way finish.
+async fn until_closed<F: Future<Output = hyper::Result<()>>>(
+    connection: &Connection,
+    mut running: Pin<&mut F>,
+    stop: impl Fn(Pin<&mut F>),
+) -> Result<(), Stopped> {
     let mut is_stopping = false;
     poll_fn(|context| {
         if let Some(ending) = connection.close.poll(context).filter(|_| !is_stopping) {
@@ -215,7 +213,7 @@ async fn serve_h2(
                 return Poll::Ready(Err(Stopped::Told(ending)));
             }
             is_stopping = true;
-            running.as_mut().graceful_shutdown();
+            stop(running.as_mut());
         }
         running.as_mut().poll(context).map_err(Stopped::Broken)
     })

@@ -151,7 +151,7 @@ impl Upstream {
                             | ResetReason::NotHere
                     )
                 );
-            let ending = reset.map_or(Ending::ServerReset, ending_of_reset);
+            let ending = reset.map_or(Ending::ServerReset, relay::ending_of_reset);
             tracing::debug!(error = failed.error() as &dyn std::error::Error, %ending, "no answer from a server");
             Unanswered { ending, request, is_unprocessed }
         })
@@ -192,20 +192,6 @@ fn is_refused_stream(error: &hyper::Error) -> bool {
         cause = error.source();
     }
     false
-}
-
-fn ending_of_reset(reason: ResetReason) -> Ending {
-    match reason {
-        ResetReason::Application => Ending::ServerReset,
-        ResetReason::ConnectRefused => Ending::ConnectRefused,
-        ResetReason::ConnectTimeout => Ending::ConnectTimeout,
-        ResetReason::Unreachable | ResetReason::NotHere => Ending::Unreachable,
-        ResetReason::PolicyDenied => Ending::PolicyDenied,
-        ResetReason::PolicyRevoked => Ending::PolicyRevoked,
-        ResetReason::Shutdown => Ending::Shutdown,
-        ResetReason::Exhausted => Ending::Exhausted,
-        ResetReason::Protocol | ResetReason::NotNegotiated | ResetReason::Other(_) => Ending::TunnelFailed,
-    }
 }
 
 /// Connections that wait for requests (HTTP/1) or take more of them (HTTP/2).
