@@ -55,6 +55,14 @@ async fn is_reset(stream: &mut TcpStream) {
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+/// The connection is reset, perhaps before the dialler has looked.
+async fn was_reset(dialled: std::io::Result<TcpStream>) {
+    match dialled {
+        Ok(mut stream) => is_reset(&mut stream).await,
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+}
+
 async fn is_ended(stream: &mut TcpStream) {
     let read =
         tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 16])).await.expect("in time");
@@ -341,8 +349,8 @@ async fn a_service_without_endpoints_and_an_unknown_socket_are_refused() {
     let (mut world, outbound, _listener, _address) = two_pods().await;
     let vip = world.ip(200);
     world.add_service("empty", vip, &[]);
-    is_reset(&mut world.dial(outbound, SocketAddr::new(vip, 80)).await).await;
-    is_reset(&mut TcpStream::connect(outbound).await.unwrap()).await;
+    was_reset(world.try_dial(outbound, SocketAddr::new(vip, 80), None).await).await;
+    was_reset(TcpStream::connect(outbound).await).await;
     let endings: Vec<_> = world.records(2).await.iter().map(|record| record["ending"].clone()).collect();
     assert_eq!(endings, ["no_endpoint", "unknown_destination"]);
 }
@@ -353,10 +361,7 @@ async fn ways_back_into_the_agent_are_refused() {
     let targets =
         [outbound, SocketAddr::new(world.ip(1), tunnel::PORT), SocketAddr::new(world.ip(2), tunnel::PORT)];
     for target in targets {
-        match world.try_dial(outbound, target, None).await {
-            Ok(mut stream) => is_reset(&mut stream).await,
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
-        }
+        was_reset(world.try_dial(outbound, target, None).await).await;
     }
     assert!(world.records(3).await.iter().all(|record| record["ending"] == "loop"));
 }
