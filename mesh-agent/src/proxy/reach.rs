@@ -61,9 +61,14 @@ async fn shake_hands(
     let settings = &local.settings;
     let _turn = local.handshakes.acquire().await.map_err(|_closed| Ending::Shutdown)?;
     let ip = endpoint.ip();
-    let stream = dial::from_pod(pod, SocketAddr::new(ip, tunnel::PORT), settings.connect_timeout).await?;
-    let shaking = tls::connect(&stream, config, ServerName::IpAddress(ip.into()), tunnel::ALPN);
     let failed = |reason| Unreached { ending: Ending::TlsFailed, reason: Some(reason), found: None };
+    let dialling = dial::from_pod(pod, SocketAddr::new(ip, tunnel::PORT), settings.connect_timeout);
+    let stream = dialling.await.map_err(|ending| match ending {
+        // An agent without a certificate resets at once, perhaps before we have seen the connection open.
+        Ending::ServerReset => failed("closed_in_handshake"),
+        ending => ending.into(),
+    })?;
+    let shaking = tls::connect(&stream, config, ServerName::IpAddress(ip.into()), tunnel::ALPN);
     let established = match tokio::time::timeout(settings.handshake_timeout, shaking).await {
         Ok(Ok(established)) => established,
         Ok(Err(error)) => {

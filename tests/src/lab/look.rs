@@ -33,9 +33,16 @@ impl Lab {
         Metrics::parse(&self.page(node, "/metrics").1)
     }
 
-    /// The access records of a node's agent, oldest first.
+    /// The access records of a node's agent, oldest first, with those of everything that was over before this call: agents
+    /// write them in batches.
     #[track_caller]
     pub fn access_records(&self, node: &str) -> Vec<Value> {
+        thread::sleep(Duration::from_millis(100));
+        self.written_records(node)
+    }
+
+    #[track_caller]
+    fn written_records(&self, node: &str) -> Vec<Value> {
         seen::records(&fs::read_to_string(&self.agent(node).access_log).unwrap_or_default())
     }
 
@@ -47,7 +54,7 @@ impl Lab {
     pub fn record(&self, node: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let deadline = wait::now() + wait::PATIENCE;
         loop {
-            let records = self.access_records(node);
+            let records = self.written_records(node);
             if let Some(found) = records.iter().find(|record| fits(record)) {
                 return found.clone();
             }
