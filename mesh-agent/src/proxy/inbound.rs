@@ -260,8 +260,9 @@ async fn serve_open(
         match Box::pin(sniff_tunnel(&mut tunnel, arrival.patience(), &entry.close)).await {
             Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
                 arrival.note(&mut report, open.dialled);
+                let first = tunnel.take_kept();
                 let io = Io::Tunnel(tunnel);
-                let serving = arrival.serve_requests(io, Vec::new(), sniffed, entry, open.dialled, report);
+                let serving = arrival.serve_requests(io, first, sniffed, entry, open.dialled, report);
                 Box::pin(serving).await;
                 return Box::pin(settle_accepted(local, returned)).await;
             }

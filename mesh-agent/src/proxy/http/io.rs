@@ -152,6 +152,11 @@ impl TunnelIo {
         }
     }
 
+    /// Takes what has been received and not yet asked for, for who must look at it before it goes on.
+    pub fn take_kept(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.kept)
+    }
+
     /// Gives the tunnel up to who moves bytes only: with what has been received already, and whether the peer has ended.
     pub fn into_parts(mut self) -> Option<(Box<Carrier>, Vec<u8>, bool)> {
         let carrier = self.carrier.take()?;

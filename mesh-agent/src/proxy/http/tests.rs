@@ -350,6 +350,30 @@ async fn policies_judge_each_request_at_the_destination() {
 }
 
 #[tokio::test]
+async fn what_told_the_protocol_on_a_tunnel_is_framed_like_all_that_follows() {
+    let mesh = mesh().await;
+    let post = HttpMatch { methods: Some(vec![Method::POST]), ..HttpMatch::default() };
+    mesh.policy(Action::Allow, Rule { http: Some(vec![post]), ..Rule::default() });
+    // The body comes later than the head that told the protocol, and looks like no head.
+    let mut stream = mesh.connect(mesh.v1).await;
+    stream.write_all(b"POST /late HTTP/1.1\r\nHost: v1\r\nContent-Length: 6\r\n\r\nab").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stream.write_all(b"\nc\nd").await.unwrap();
+    let mut answer = [0; 1024];
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut answer)).await.unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("body=6"), "{answer}");
+    assert_eq!(mesh.world.metric("weft_http_refused_total"), None, "nothing of it was taken for a head");
+    // And a head in doubt is refused though it is the first.
+    let mut stream = mesh.connect(mesh.v1).await;
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nX: a\nY: b\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let reading = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer));
+    reading.await.expect("the connection is closed").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", answer.escape_ascii());
+}
+
+#[tokio::test]
 async fn a_tunnel_that_carried_http_carries_the_next_connection() {
     let mesh = mesh().await;
     let get = HttpMatch { methods: Some(vec![Method::GET]), ..HttpMatch::default() };
