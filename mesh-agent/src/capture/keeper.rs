@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use notify::Watcher as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::compile::{self, Caught, Inputs, Numbers};
 use super::enrol::{self, Opened};
@@ -175,19 +175,10 @@ impl Keeper {
             let mut batch = Vec::new();
             tokio::select! {
                 () = shutdown.requested() => break,
-                changed = registry.changed() => {
+                changed = any_changed([&mut registry, &mut policies, &mut routes]) => {
                     if changed.is_err() { break }
                     self.reconcile();
                     self.flows.judge_again(&self.namespaces());
-                }
-                changed = policies.changed() => {
-                    if changed.is_err() { break }
-                    self.reconcile();
-                    self.flows.judge_again(&self.namespaces());
-                }
-                changed = routes.changed() => {
-                    if changed.is_err() { break }
-                    self.write_tables_or_complain();
                 }
                 _ = hints.recv() => {
                     while hints.try_recv().is_ok() {}
@@ -346,12 +337,6 @@ impl Keeper {
         self.pods.insert(opened.caught.uid, kept);
     }
 
-    fn write_tables_or_complain(&mut self) {
-        for problem in self.write_tables() {
-            tracing::warn!("{problem}");
-        }
-    }
-
     fn write_tables(&mut self) -> Vec<String> {
         let snapshot = self.handles.registry.snapshot();
         let policies = self.handles.policies.current();
@@ -393,6 +378,21 @@ impl Keeper {
             self.handles.telemetry.kernel_verdicts(verdict, reason, total);
         }
     }
+}
+
+/// Waits until one of them has changed, and takes note of all: discovery publishes them one after the other, and whoever
+/// reads now reads the newest of each.
+async fn any_changed(watched: [&mut watch::Receiver<u64>; 3]) -> Result<(), watch::error::RecvError> {
+    let [registry, policies, routes] = watched;
+    let changed = tokio::select! {
+        changed = registry.changed() => changed,
+        changed = policies.changed() => changed,
+        changed = routes.changed() => changed,
+    };
+    for one in [registry, policies, routes] {
+        one.mark_unchanged();
+    }
+    changed
 }
 
 type Wanted<'a> = BTreeMap<WorkloadUid, (&'a Sandbox, &'a Arc<Workload>)>;
