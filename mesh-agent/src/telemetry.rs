@@ -40,7 +40,7 @@ pub use access_log::{AccessLog, Sink};
 pub use connection::ConnectionMetrics;
 pub use exposition::Format;
 pub use labels::{ConnectionLabels, Reporter, RequestLabels};
-pub use outcome::{CutBy, MethodClass, Protocol, RequestOutcome};
+pub use outcome::{CutBy, MethodClass, Protocol, RequestOutcome, grpc_status, is_grpc_content};
 pub use printable::Printable;
 pub use record::{AccessRecord, DestinationRecord, SourceRecord, TlsRecord};
 pub use request::RequestMetrics;

@@ -23,16 +23,12 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Of a request with this version and these headers. gRPC is HTTP/2 with the content type `application/grpc`, alone
-    /// or followed by `+` or `;` (gRPC over HTTP2, "Requests"); `application/grpc-web` is a different protocol.
+    /// Of a request with this version and these headers. gRPC is HTTP/2 with [its content type](is_grpc_content).
     pub fn of(version: Version, headers: &HeaderMap) -> Self {
-        if version != Version::HTTP_2 {
-            return Self::Http1;
-        }
-        let rest = headers.get(CONTENT_TYPE).and_then(|it| it.as_bytes().strip_prefix(b"application/grpc"));
-        match rest {
-            Some([] | [b'+' | b';', ..]) => Self::Grpc,
-            Some(_) | None => Self::Http2,
+        match version {
+            Version::HTTP_2 if is_grpc_content(headers) => Self::Grpc,
+            Version::HTTP_2 => Self::Http2,
+            _ => Self::Http1,
         }
     }
 
@@ -153,6 +149,13 @@ pub struct RequestOutcome {
     pub received_bytes: u64,
     /// From the request's head to the response's last byte.
     pub duration: Duration,
+}
+
+/// Whether the content type is `application/grpc`, alone or followed by `+` or `;` (gRPC over HTTP2, "Requests");
+/// `application/grpc-web` is a different protocol.
+pub fn is_grpc_content(headers: &HeaderMap) -> bool {
+    let rest = headers.get(CONTENT_TYPE).and_then(|it| it.as_bytes().strip_prefix(b"application/grpc"));
+    matches!(rest, Some([] | [b'+' | b';', ..]))
 }
 
 /// The `grpc-status` of trailers, or of the head of a response that has no more than a head. A value that is no number is

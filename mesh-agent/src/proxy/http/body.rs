@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 
 use crate::model::Ending;
 use crate::proxy::open::CloseSignal;
+use crate::telemetry::grpc_status;
 
 /// What a body says when it breaks off.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -449,9 +450,4 @@ impl Body for ResponseBody {
             Self::Upstream(streaming) => streaming.incoming.size_hint(),
         }
     }
-}
-
-/// `grpc-status` of a head or of trailers.
-pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

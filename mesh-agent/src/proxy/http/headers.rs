@@ -2,24 +2,21 @@
 //!
 //! Beside station 12. RFC 9110 section 7.6.1: what `Connection` names, and a few others by name, end at each hop.
 
-use super::head::Unreadable;
 use http::header::{CONNECTION, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+
+use super::head::Unreadable;
+use crate::telemetry::is_grpc_content;
 
 /// The identity of the client, for applications that ask for it; from outside it is always removed.
 pub const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const GRPC_CONTENT_TYPE: &[u8] = b"application/grpc";
 
-/// Whether the request is a gRPC call: POST with a content type that begins with `application/grpc`, and is not gRPC-Web.
+/// Whether the request is a gRPC call, in whatever version: POST with gRPC's content type.
 pub fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
-    *method == Method::POST
-        && headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
-            let rest = value.as_bytes().strip_prefix(GRPC_CONTENT_TYPE);
-            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'+' || rest[0] == b';')
-        })
+    *method == Method::POST && is_grpc_content(headers)
 }
 
 /// The protocol that the message asks to change to, if it does.

@@ -15,7 +15,7 @@ use crate::model::{Ending, EndpointAddr, Path, ServiceName, Workload};
 use crate::route::Matched;
 use crate::telemetry::{
     CutBy, DestinationRecord, HttpRecord, MethodClass, Protocol, Reporter, RequestLabels, RequestMetrics,
-    RequestOutcome, RequestRecord, SourceRecord, TlsRecord, TraceContext,
+    RequestOutcome, RequestRecord, SourceRecord, TlsRecord, TraceContext, grpc_status,
 };
 
 /// What is known of a request so far.
@@ -107,7 +107,7 @@ impl Report {
     /// The head of a response goes to the client.
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = Some(status);
-        self.grpc_status = super::body::grpc_status(headers);
+        self.grpc_status = grpc_status(headers);
     }
 
     /// The response went out whole.
