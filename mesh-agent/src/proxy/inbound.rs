@@ -21,6 +21,7 @@ use super::http::entry::{sniff_socket, sniff_tunnel};
 use super::http::io::{Io, Returned, TunnelIo};
 use super::http::sniff::Sniffed;
 use super::open::{CloseSignal, Judged, Registered};
+use super::protocol::Spoken;
 use super::reach::tls_label;
 use super::relay::{self, Early, First, Outcome};
 use super::report::Report;
@@ -59,21 +60,20 @@ pub(super) async fn serve_plain(
     let mut first = First::default();
     if arrival.reads_requests() {
         let entry = local.open.enter(served.pod.clone(), None);
-        match Box::pin(sniff_socket(&peer, &mut first, arrival.patience(), &entry.close)).await {
-            Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
+        let sniffed = Box::pin(sniff_socket(&peer, &mut first, arrival.patience(), &entry.close)).await;
+        match sniffed.and_then(|sniffed| arrival.spoken(sniffed)) {
+            Ok(Spoken::Http { is_h2 }) => {
                 arrival.note(&mut report, dialled);
                 let (first, _end) = first.take();
                 let io = Io::Tcp(peer);
-                return Box::pin(arrival.serve_requests(io, first, sniffed, entry, dialled, report)).await;
+                return Box::pin(arrival.serve_requests(io, first, is_h2, entry, dialled, report)).await;
             }
-            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) if !arrival.takes_bytes() => {
-                arrival.note(&mut report, dialled);
-                relay::reset_on_close(&peer);
-                return report.close(Ending::NotHttp);
-            }
-            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {}
+            Ok(Spoken::Bytes) => {}
             Err(ending) => {
                 arrival.note(&mut report, dialled);
+                if ending == Ending::NotHttp {
+                    relay::reset_on_close(&peer);
+                }
                 return report.close(ending);
             }
         }
@@ -257,22 +257,17 @@ async fn serve_open(
     if arrival.reads_requests() {
         let entry = local.open.enter(served.pod.clone(), None);
         let (mut tunnel, returned) = TunnelIo::accepted(carrier);
-        match Box::pin(sniff_tunnel(&mut tunnel, arrival.patience(), &entry.close)).await {
-            Ok(sniffed @ (Sniffed::Http1 | Sniffed::Http2)) => {
+        let sniffed = Box::pin(sniff_tunnel(&mut tunnel, arrival.patience(), &entry.close)).await;
+        match sniffed.and_then(|sniffed| arrival.spoken(sniffed)) {
+            Ok(Spoken::Http { is_h2 }) => {
                 arrival.note(&mut report, open.dialled);
                 let first = tunnel.take_kept();
                 let io = Io::Tunnel(tunnel);
-                let serving = arrival.serve_requests(io, first, sniffed, entry, open.dialled, report);
+                let serving = arrival.serve_requests(io, first, is_h2, entry, open.dialled, report);
                 Box::pin(serving).await;
                 return Box::pin(settle_accepted(local, returned)).await;
             }
-            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) if !arrival.takes_bytes() => {
-                arrival.note(&mut report, open.dialled);
-                report.close(Ending::NotHttp);
-                drop(tunnel);
-                return Box::pin(settle_accepted(local, returned)).await;
-            }
-            Ok(Sniffed::Tls | Sniffed::Other | Sniffed::More) => {
+            Ok(Spoken::Bytes) => {
                 let (bytes, end);
                 (carrier, bytes, end) = tunnel.into_parts()?;
                 early = Early { bytes, end };
@@ -387,10 +382,14 @@ impl Arrival<'_> {
         admits_bytes.then_some(mesh.config.protocol_detection_timeout)
     }
 
-    /// Whether bytes may pass at all: never to a pod that believes what `x-forwarded-client-cert` says, since bytes could be
-    /// requests with a forged one.
-    fn takes_bytes(&self) -> bool {
-        !self.served.pod.workload().forward_client_cert
+    /// How the connection is carried. Bytes never pass to a pod that believes what `x-forwarded-client-cert` says, since
+    /// they could be requests with a forged one.
+    fn spoken(&self, sniffed: Sniffed) -> Result<Spoken, Ending> {
+        match Spoken::of(sniffed) {
+            Some(http) => Ok(http),
+            None if self.served.pod.workload().forward_client_cert => Err(Ending::NotHttp),
+            None => Ok(Spoken::Bytes),
+        }
     }
 
     fn has_address(&self, workload: &Workload) -> bool {
@@ -427,7 +426,7 @@ impl Arrival<'_> {
         &self,
         io: Io,
         first: Vec<u8>,
-        sniffed: Sniffed,
+        is_h2: bool,
         entry: Registered,
         dialled: OriginalDst,
         mut report: Report,
@@ -451,7 +450,7 @@ impl Arrival<'_> {
             upstreams: Rc::default(),
             seen: None,
         };
-        let ended = http::entry::serve(connection, io, first, sniffed == Sniffed::Http2).await;
+        let ended = http::entry::serve(connection, io, first, is_h2).await;
         report.bytes.to_app = ended.seen.received_bytes();
         report.bytes.from_app = ended.seen.sent_bytes();
         report.reason = ended.reason.map(Into::into);

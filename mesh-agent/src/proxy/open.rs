@@ -4,10 +4,11 @@
 //! question and the first byte is not missed. One table per worker, no locks.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use http::{HeaderMap, Method};
 use slab::Slab;
@@ -36,6 +37,11 @@ impl CloseSignal {
     /// What it has been told, if anything.
     pub fn raised(&self) -> Option<Ending> {
         self.ending.get()
+    }
+
+    /// Waits until it is told. Cancel safe.
+    pub async fn told(&self) -> Ending {
+        poll_fn(|context| self.poll(context).map_or(Poll::Pending, Poll::Ready)).await
     }
 
     /// Like [`CloseSignal::raised`]; wakes the task when that changes.

@@ -34,6 +34,17 @@ pub(super) enum Spoken {
     },
 }
 
+impl Spoken {
+    /// What was sniffed, if it is HTTP.
+    pub(super) fn of(sniffed: Sniffed) -> Option<Self> {
+        match sniffed {
+            Sniffed::Http1 => Some(Self::Http { is_h2: false }),
+            Sniffed::Http2 => Some(Self::Http { is_h2: true }),
+            Sniffed::Tls | Sniffed::Other | Sniffed::More => None,
+        }
+    }
+}
+
 /// Whether that takes a look at the client's bytes, or at routes. No: it is bytes.
 pub(super) fn must_look(local: &Local, arrived: &Arrived) -> bool {
     let is_opaque = hint(arrived) == Some(AppProtocol::Opaque);
@@ -64,11 +75,8 @@ pub(super) async fn spoken(local: &Local, arrived: &mut Arrived, app: &TcpStream
     match routes(local, arrived).as_deref() {
         // Whoever wrote a route said that it is HTTP: an idle client is waited for, anything else is refused.
         Some(PortRoutes::Requests(_)) => {
-            match sniff_socket(app, &mut arrived.first, None, &arrived.entry.close).await? {
-                Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
-                Sniffed::Http2 => Ok(Spoken::Http { is_h2: true }),
-                Sniffed::Tls | Sniffed::Other | Sniffed::More => Err(Ending::NotHttp),
-            }
+            let sniffed = sniff_socket(app, &mut arrived.first, None, &arrived.entry.close).await?;
+            Spoken::of(sniffed).ok_or(Ending::NotHttp)
         }
         Some(PortRoutes::Tcp(router)) => redirect(local, arrived, router.find()),
         Some(PortRoutes::Tls(router)) => {
@@ -77,12 +85,9 @@ pub(super) async fn spoken(local: &Local, arrived: &mut Arrived, app: &TcpStream
         }
         None => {
             let limit = arrived.mesh.config.protocol_detection_timeout;
-            match sniff_socket(app, &mut arrived.first, Some(limit), &arrived.entry.close).await? {
-                Sniffed::Http1 => Ok(Spoken::Http { is_h2: false }),
-                Sniffed::Http2 => Ok(Spoken::Http { is_h2: true }),
-                // The pod's own side judges it, as a connection that is not HTTP.
-                Sniffed::Tls | Sniffed::Other | Sniffed::More => Ok(Spoken::Bytes),
-            }
+            let sniffed = sniff_socket(app, &mut arrived.first, Some(limit), &arrived.entry.close).await?;
+            // What is not HTTP the pod's own side judges, as a connection of bytes.
+            Ok(Spoken::of(sniffed).unwrap_or(Spoken::Bytes))
         }
     }
 }

@@ -7,10 +7,12 @@ use std::rc::Rc;
 
 use http::HeaderMap;
 
-use super::connection::Connection;
+use super::connection::{Connection, Side};
 use super::head::Head;
+use super::upstream::Way;
 use crate::model::{EndpointAddr, PathFault, RequestPath};
 use crate::policy::{Facts, Permit, Refusal, Request};
+use crate::proxy::endpoint::Target;
 use crate::proxy::inbound::note_audits;
 use crate::proxy::open::{Judged, JudgedRequest, Registered};
 use crate::proxy::worker::Served;
@@ -24,11 +26,28 @@ pub enum Refused {
     Policy(Refusal),
 }
 
-/// Judges a request as its application will see it.
+/// How an endpoint is reached; where that is an application of this node, policy is asked first.
 ///
 /// # Errors
-/// It may not pass.
-pub fn judge(
+/// The request may not pass.
+pub fn way(connection: &Connection, target: &Target, head: &Head) -> Result<Way, Refused> {
+    let pod = match &connection.side {
+        Side::Inbound { .. } => connection.served.clone(),
+        Side::Outbound { .. } => {
+            let source = connection.served.pod.workload();
+            let Some(destination) = target.tunnelled(&source) else { return Ok(Way::Plain) };
+            match connection.local.served(&destination.uid) {
+                Some(pod) => pod,
+                None => return Ok(Way::Tunnel(destination.clone())),
+            }
+        }
+    };
+    let (permit, entry) = judge(connection, &pod, target.address, head)?;
+    Ok(Way::Application { pod, permit, address: target.address, entry })
+}
+
+/// Judges a request as its application will see it.
+fn judge(
     connection: &Connection,
     pod: &Rc<Served>,
     address: EndpointAddr,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::downstream::Seen;
 use super::guard::Violation;
-use super::upstream::Upstreams;
+use super::upstream::{Caller, Upstreams};
 use crate::capture::Origin;
 use crate::model::{
     AppProtocol, ClientAddr, EndpointAddr, OriginalDst, Path, ServiceName, SpiffeId, Workload,
@@ -74,6 +74,18 @@ impl Connection {
     /// Enters something that outlives the HTTP on this connection among what is open; nobody judges it again here.
     pub fn enter(&self) -> Registered {
         self.local.open.enter(self.served.pod.clone(), None)
+    }
+
+    /// Asks for connections to servers, as the pod of this node that it belongs to.
+    pub fn caller<'a>(&'a self, own: &'a Workload) -> Caller<'a> {
+        Caller {
+            local: &self.local,
+            pod: &self.served.pod,
+            client: self.client,
+            dialled: self.dialled(),
+            source: own,
+            upstreams: &self.upstreams,
+        }
     }
 
     /// Which end of the journey tells about it.

@@ -12,15 +12,13 @@ use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::time::Sleep;
 
 use super::flood::Flood;
 use super::guard::{Guard, Violation};
 use super::interim::Interim;
-use super::io::Io;
+use super::io::{Io, Kept, poll_read_tcp};
 use crate::lifecycle::clock;
-use crate::proxy::carrier;
 use crate::telemetry::Telemetry;
 
 /// What the connection and those who serve it tell each other: hyper holds the one and calls the others.
@@ -126,9 +124,8 @@ impl Watch {
 #[derive(Debug)]
 pub struct Downstream {
     io: Io,
-    /// Read before, from `first_at`.
-    first: Vec<u8>,
-    first_at: usize,
+    /// Read before.
+    first: Kept,
     watch: Watch,
     head_timeout: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
@@ -155,8 +152,7 @@ impl Downstream {
         seen.note(watch.inspect(&mut first), &telemetry);
         let downstream = Self {
             io,
-            first,
-            first_at: 0,
+            first: Kept::new(first),
             watch,
             head_timeout,
             waiting: None,
@@ -167,20 +163,6 @@ impl Downstream {
             seen: seen.clone(),
         };
         (downstream, seen)
-    }
-
-    fn give_first(&mut self, buffer: &mut ReadBufCursor<'_>) -> bool {
-        let left = &self.first[self.first_at..];
-        if left.is_empty() {
-            return false;
-        }
-        let bytes = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..bytes]);
-        self.first_at += bytes;
-        if self.first_at == self.first.len() {
-            (self.first, self.first_at) = (Vec::new(), 0);
-        }
-        true
     }
 
     /// What must happen before more is read.
@@ -216,19 +198,8 @@ impl Downstream {
             seen.note(watch.inspect(bytes), telemetry);
         };
         match &mut self.io {
-            Io::Tcp(stream) => {
-                let mut scratch = carrier::scratch().borrow_mut();
-                let room = buffer.remaining().min(scratch.receive.len());
-                let mut read = ReadBuf::new(&mut scratch.receive[..room]);
-                ready!(Pin::new(stream).poll_read(context, &mut read))?;
-                look(read.filled_mut());
-                buffer.put_slice(read.filled());
-            }
-            Io::Tunnel(tunnel) => {
-                if ready!(tunnel.poll_kept(context, &mut look))? {
-                    tunnel.give_kept(buffer);
-                }
-            }
+            Io::Tcp(stream) => ready!(poll_read_tcp(stream, context, buffer, &mut look))?,
+            Io::Tunnel(tunnel) => ready!(tunnel.poll_read_looking(context, buffer, &mut look))?,
         }
         self.ended = buffer.remaining() == before;
         Poll::Ready(Ok(()))
@@ -255,7 +226,7 @@ impl Read for Downstream {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.give_first(&mut buffer) {
+        if this.first.give(&mut buffer) {
             return Poll::Ready(Ok(()));
         }
         if !ready!(this.poll_leave(context, &mut buffer))? {
@@ -279,14 +250,11 @@ impl Downstream {
     /// hyper flushes when it has nothing of its own to write: the one time when an interim response may go out.
     fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.interim_at == self.interim.len() {
-                (self.interim, self.interim_at) = (self.seen.interim.take(), 0);
-                if self.interim.is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
+            ready!(self.poll_begun_interim(context))?;
+            (self.interim, self.interim_at) = (self.seen.interim.take(), 0);
+            if self.interim.is_empty() {
+                return Poll::Ready(Ok(()));
             }
-            let written = Pin::new(&mut self.io).poll_write(context, &self.interim[self.interim_at..]);
-            self.interim_at += ready!(self.count(written))?;
         }
     }
 

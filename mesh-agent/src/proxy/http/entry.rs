@@ -39,10 +39,7 @@ pub async fn sniff_socket(
     let reading = async {
         loop {
             match sniff(first.bytes()) {
-                // The client ended before it was clear: it never will be.
-                Sniffed::More if first.end() => {
-                    return if first.bytes().is_empty() { Err(Ending::Closed) } else { Ok(Sniffed::Other) };
-                }
+                Sniffed::More if first.end() => return never_clear(first.bytes()),
                 Sniffed::More => first.read_more(app).await?,
                 told => return Ok(told),
             }
@@ -66,11 +63,7 @@ pub async fn sniff_tunnel(
                 Sniffed::More => {
                     let more = poll_fn(|context| tunnel.poll_more(context)).await;
                     if !more.map_err(|_broken| Ending::ClientReset)? {
-                        return if tunnel.kept().is_empty() {
-                            Err(Ending::Closed)
-                        } else {
-                            Ok(Sniffed::Other)
-                        };
+                        return never_clear(tunnel.kept());
                     }
                 }
                 told => return Ok(told),
@@ -80,15 +73,16 @@ pub async fn sniff_tunnel(
     within(limit, close, reading).await
 }
 
+/// The client ended before it was clear what it speaks.
+fn never_clear(bytes: &[u8]) -> Result<Sniffed, Ending> {
+    if bytes.is_empty() { Err(Ending::Closed) } else { Ok(Sniffed::Other) }
+}
+
 async fn within(
     limit: Option<Duration>,
     close: &CloseSignal,
     reading: impl Future<Output = Result<Sniffed, Ending>>,
 ) -> Result<Sniffed, Ending> {
-    let told = poll_fn(|context| match close.poll(context) {
-        Some(ending) => Poll::Ready(ending),
-        None => Poll::Pending,
-    });
     let patient = async {
         match limit {
             None => reading.await,
@@ -97,7 +91,7 @@ async fn within(
     };
     tokio::select! {
         sniffed = patient => sniffed,
-        ending = told => Err(ending),
+        ending = close.told() => Err(ending),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Between stations 5 and 12. Host and path are kept apart from the headers until a request is sent, since HTTP/1 and HTTP/2
 //! write them in different places.
 
-use http::header::{CONTENT_LENGTH, HOST};
+use http::header::HOST;
 use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
 
@@ -164,10 +164,6 @@ impl Head {
         filters::edit_headers(edit, &mut self.headers);
         if let Some(host) = self.headers.remove(HOST) {
             self.host = Some(host);
-        }
-        // The length is that of the body, which no filter changes.
-        if edit.remove.contains(&CONTENT_LENGTH) {
-            tracing::debug!("a filter removes content-length: the body is sent in chunks");
         }
     }
 

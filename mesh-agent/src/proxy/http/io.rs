@@ -55,6 +55,45 @@ impl Returned {
     }
 }
 
+/// Bytes that have been read and not yet asked for.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Kept {
+    /// These bytes.
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    fn left(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        let Self { mut bytes, at } = std::mem::take(self);
+        bytes.drain(..at);
+        bytes
+    }
+
+    /// Gives as much as there is room for. False: there is nothing.
+    pub(super) fn give(&mut self, buffer: &mut ReadBufCursor<'_>) -> bool {
+        let left = self.left();
+        if left.is_empty() {
+            return false;
+        }
+        let bytes = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..bytes]);
+        self.at += bytes;
+        if self.at == self.bytes.len() {
+            *self = Self::default();
+        }
+        true
+    }
+}
+
 /// One connection on a tunnel, as a byte stream.
 #[derive(Debug)]
 pub struct TunnelIo {
@@ -63,9 +102,7 @@ pub struct TunnelIo {
     role: Role,
     /// Leaves with the first bytes.
     open: Option<Box<Open>>,
-    /// Received and not yet asked for, from `kept_at`.
-    kept: Vec<u8>,
-    kept_at: usize,
+    kept: Kept,
     peer_ended: bool,
     ended: bool,
     returned: Returned,
@@ -88,8 +125,7 @@ impl TunnelIo {
             carrier: Some(carrier),
             role,
             open,
-            kept: Vec::new(),
-            kept_at: 0,
+            kept: Kept::default(),
             peer_ended: false,
             ended: false,
             returned: returned.clone(),
@@ -102,71 +138,50 @@ impl TunnelIo {
         io::Error::other(error)
     }
 
-    pub(super) fn give_kept(&mut self, buffer: &mut ReadBufCursor<'_>) -> bool {
-        let left = &self.kept[self.kept_at..];
-        if left.is_empty() {
-            return false;
-        }
-        let bytes = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..bytes]);
-        self.kept_at += bytes;
-        if self.kept_at == self.kept.len() {
-            (self.kept, self.kept_at) = (Vec::new(), 0);
-        }
-        true
-    }
-
-    /// Receives into what is kept, for who must look at the bytes before they go on. False: the peer has ended.
-    pub(super) fn poll_kept(
+    /// Like reading, and every byte is looked at before it goes on. Who has taken bytes before ([`TunnelIo::take_kept`])
+    /// has them looked at elsewhere.
+    pub(super) fn poll_read_looking(
         &mut self,
         context: &mut Context<'_>,
+        buffer: &mut ReadBufCursor<'_>,
         look: &mut dyn FnMut(&mut [u8]),
-    ) -> Poll<io::Result<bool>> {
-        if self.kept.is_empty() {
-            let mut nowhere = hyper::rt::ReadBuf::new(&mut []);
-            ready!(self.poll_receive(context, &mut nowhere.unfilled()))?;
-            look(&mut self.kept);
+    ) -> Poll<io::Result<()>> {
+        if self.kept.left().is_empty() {
+            ready!(self.poll_more(context))?;
+            look(&mut self.kept.bytes);
         }
-        Poll::Ready(Ok(!self.kept.is_empty()))
+        self.kept.give(buffer);
+        Poll::Ready(Ok(()))
     }
 
     /// Received and not yet asked for.
     pub fn kept(&self) -> &[u8] {
-        &self.kept[self.kept_at..]
+        self.kept.left()
     }
 
     /// Receives once more into what is kept. False: the peer has ended.
     pub(super) fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let before = self.kept.len();
-        loop {
-            let mut nowhere = hyper::rt::ReadBuf::new(&mut []);
-            let received = self.receive(&mut nowhere.unfilled())?;
-            let _written = self.poll_unsent(context)?;
-            if self.kept.len() > before || self.peer_ended {
-                return Poll::Ready(Ok(self.kept.len() > before));
-            }
-            if received == Received::Blocked {
-                let Some(carrier) = &self.carrier else { return Poll::Ready(Ok(false)) };
-                ready!(carrier.stream().poll_read_ready(context))?;
-            }
-        }
+        let before = self.kept.bytes.len();
+        let mut nowhere = hyper::rt::ReadBuf::new(&mut []);
+        ready!(self.poll_arrival(context, &mut nowhere.unfilled()))?;
+        Poll::Ready(Ok(self.kept.bytes.len() > before))
     }
 
     /// Takes what has been received and not yet asked for, for who must look at it before it goes on.
     pub fn take_kept(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.kept)
+        self.kept.take()
     }
 
     /// Gives the tunnel up to who moves bytes only: with what has been received already, and whether the peer has ended.
     pub fn into_parts(mut self) -> Option<(Box<Carrier>, Vec<u8>, bool)> {
         let carrier = self.carrier.take()?;
-        Some((carrier, std::mem::take(&mut self.kept), self.peer_ended))
+        Some((carrier, self.kept.take(), self.peer_ended))
     }
 
     /// One receive: into `buffer`, then into what is kept.
     fn receive(&mut self, buffer: &mut ReadBufCursor<'_>) -> io::Result<Received> {
         let Some(carrier) = &mut self.carrier else { return Err(io::ErrorKind::ConnectionReset.into()) };
-        let (kept, peer_ended) = (&mut self.kept, &mut self.peer_ended);
+        let (kept, peer_ended) = (&mut self.kept.bytes, &mut self.peer_ended);
         let mut reset = None;
         let mut scratch = carrier::scratch().borrow_mut();
         let room = READ_BYTES.max(carrier.kept_bytes());
@@ -204,10 +219,19 @@ impl TunnelIo {
         context: &mut Context<'_>,
         buffer: &mut ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.remaining();
-        if self.give_kept(buffer) {
+        if self.kept.give(buffer) {
             return Poll::Ready(Ok(()));
         }
+        self.poll_arrival(context, buffer)
+    }
+
+    /// Receives until something has arrived, in `buffer` or in what is kept, or the peer has ended.
+    fn poll_arrival(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = (buffer.remaining(), self.kept.bytes.len());
         loop {
             if self.peer_ended {
                 return Poll::Ready(Ok(()));
@@ -215,7 +239,7 @@ impl TunnelIo {
             let received = self.receive(buffer)?;
             // Answers to PING and key updates are queued by receiving.
             let _written = self.poll_unsent(context)?;
-            if buffer.remaining() < before || !self.kept.is_empty() {
+            if (buffer.remaining(), self.kept.bytes.len()) != before {
                 return Poll::Ready(Ok(()));
             }
             if received == Received::Blocked {
@@ -343,22 +367,24 @@ impl Read for Io {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(tunnel) => tunnel.poll_receive(context, &mut buffer),
-            Self::Tcp(stream) => poll_read_tcp(stream, context, buffer),
+            Self::Tcp(stream) => poll_read_tcp(stream, context, &mut buffer, &mut |_bytes| {}),
         }
     }
 }
 
 /// tokio reads into initialised memory of its own kind of buffer; hyper's has room that need not be initialised, so the
-/// bytes pass through the worker's buffer. A copy of what arrives, at most 64 KiB at once.
-fn poll_read_tcp(
+/// bytes pass through the worker's buffer, where they can be looked at. A copy of what arrives.
+pub(super) fn poll_read_tcp(
     stream: &mut TcpStream,
     context: &mut Context<'_>,
-    mut buffer: ReadBufCursor<'_>,
+    buffer: &mut ReadBufCursor<'_>,
+    look: &mut dyn FnMut(&mut [u8]),
 ) -> Poll<io::Result<()>> {
     let mut scratch = carrier::scratch().borrow_mut();
     let room = buffer.remaining().min(scratch.receive.len());
     let mut read = ReadBuf::new(&mut scratch.receive[..room]);
     ready!(Pin::new(stream).poll_read(context, &mut read))?;
+    look(read.filled_mut());
     buffer.put_slice(read.filled());
     Poll::Ready(Ok(()))
 }

@@ -12,10 +12,10 @@ use http_body_util::BodyExt as _;
 
 use super::admission::{self, Refused};
 use super::body::{RequestBody, Source};
-use super::connection::{Connection, Side, speaks_h2};
+use super::connection::{Connection, speaks_h2};
 use super::head::Head;
 use super::request::destination_of;
-use super::upstream::{Caller, Key, Way};
+use super::upstream::Key;
 use crate::capture::Origin;
 use crate::lifecycle::tasks;
 use crate::model::{BackendTarget, Filter};
@@ -78,7 +78,6 @@ async fn copy(
     body: RequestBody,
     client_speaks_h2: bool,
 ) -> Result<(), &'static str> {
-    let Side::Outbound { .. } = connection.side else { return Err("not_outbound") };
     let local = &connection.local;
     let source = connection.served.pod.workload();
     let destination = destination_of(mesh, target).map_err(|_invalid| "no_backend")?;
@@ -88,19 +87,19 @@ async fn copy(
         endpoint::pick(mesh, &destination, origin, &source, &[], &local.connections, &mut rng)
     };
     let picked = picked.ok_or("no_endpoint")?;
-    let way = way(connection, &source, &picked, &head)?;
+    // A copy needs the same admission as its original.
+    let way = admission::way(connection, &picked, &head).map_err(|refused| match refused {
+        Refused::Path(fault) => fault.label(),
+        Refused::Policy(_) => "policy_denied",
+    })?;
     let is_h2 =
         speaks_h2(destination.service_port().and_then(crate::model::ServicePort::protocol), client_speaks_h2);
     let key = Key { source: Some(source.uid.clone()), endpoint: picked.address.addr(), is_h2 };
-    let caller = Caller {
-        local,
-        pod: &connection.served.pod,
-        client: connection.client,
-        dialled: connection.dialled(),
-        source: &source,
-        upstreams: &connection.upstreams,
-    };
-    let mut upstream = caller.connection(&key, &way).await.map_err(|unreached| unreached.ending.label())?;
+    let mut upstream = connection
+        .caller(&source)
+        .connection(&key, &way)
+        .await
+        .map_err(|unreached| unreached.ending.label())?;
     let request = head.request(body, is_h2);
     let mut response = upstream.send(request).await.map_err(|unanswered| unanswered.ending.label())?;
     while let Some(frame) = response.body_mut().frame().await {
@@ -108,23 +107,4 @@ async fn copy(
     }
     connection.upstreams.give_back(key, upstream, local.settings.http.idle_upstreams_max);
     Ok(())
-}
-
-/// A copy needs the same admission as its original.
-fn way(
-    connection: &Connection,
-    source: &crate::model::Workload,
-    picked: &endpoint::Target,
-    head: &Head,
-) -> Result<Way, &'static str> {
-    let Some(destination) = picked.tunnelled(source) else { return Ok(Way::Plain) };
-    let Some(pod) = connection.local.served(&destination.uid) else {
-        return Ok(Way::Tunnel(destination.clone()));
-    };
-    let (permit, entry) =
-        admission::judge(connection, &pod, picked.address, head).map_err(|refused| match refused {
-            Refused::Path(fault) => fault.label(),
-            Refused::Policy(_) => "policy_denied",
-        })?;
-    Ok(Way::Application { pod, permit, address: picked.address, entry })
 }

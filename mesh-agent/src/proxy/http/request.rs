@@ -24,7 +24,7 @@ use super::connection::{Connection, Side, speaks_h2};
 use super::downstream::{InFlight, Seen};
 use super::head::{Head, Unreadable};
 use super::report::Report;
-use super::upstream::{Caller, Key, Unanswered, Upstream, Way};
+use super::upstream::{Key, Unanswered, Upstream, Way};
 use super::{deadline, headers, mirror, upgrade};
 use crate::balance::Open as Counted;
 use crate::capture::Origin;
@@ -252,6 +252,7 @@ impl Exchange {
     ) -> Result<Answered, Answer> {
         let mut tried = Vec::new();
         let mut last = Ending::NoEndpoint;
+        let hint = backend.destination.service_port().and_then(crate::model::ServicePort::protocol);
         loop {
             let Some(target) = self.pick(mesh, backend, &tried) else { return Err(Answer::Failed(last)) };
             let address = target.address.addr();
@@ -262,7 +263,6 @@ impl Exchange {
             report.destination = target.workload.clone();
             let way = self.way(&target, head)?;
             self.report().opened();
-            let hint = backend.destination.service_port().and_then(crate::model::ServicePort::protocol);
             let limit = self.deadlines.of_try();
             let close = way.close();
             let seen = self.connection.seen.clone();
@@ -321,22 +321,13 @@ impl Exchange {
     /// How the endpoint is reached; where that is its application, policy is asked first.
     fn way(&mut self, target: &Target, head: &mut Head) -> Result<Way, Answer> {
         let connection = self.connection.clone();
-        let pod = match &connection.side {
-            Side::Inbound { .. } => connection.served.clone(),
-            Side::Outbound { .. } => {
-                let source = connection.served.pod.workload();
-                let Some(destination) = target.tunnelled(&source) else { return Ok(Way::Plain) };
-                match connection.local.served(&destination.uid) {
-                    Some(pod) => pod,
-                    None => return Ok(Way::Tunnel(destination.clone())),
+        match admission::way(&connection, target, head) {
+            Ok(way) => {
+                if let Way::Application { pod, permit, .. } = &way {
+                    self.report().reason = permit.policy().map(|(policy, _)| policy.to_string().into());
+                    forward_client(&connection, &pod.pod.workload(), head);
                 }
-            }
-        };
-        match admission::judge(&connection, &pod, target.address, head) {
-            Ok((permit, entry)) => {
-                self.report().reason = permit.policy().map(|(policy, _)| policy.to_string().into());
-                forward_client(&connection, &pod.pod.workload(), head);
-                Ok(Way::Application { pod, permit, address: target.address, entry })
+                Ok(way)
             }
             Err(Refused::Path(fault)) => Err(Answer::Unreadable(Unreadable::Path(fault))),
             Err(Refused::Policy(refusal)) => {
@@ -361,14 +352,7 @@ impl Exchange {
         let shared = matches!(connection.side, Side::Outbound { .. });
         let own = connection.served.pod.workload();
         let key = Key { source: shared.then(|| own.uid.clone()), endpoint, is_h2 };
-        let caller = Caller {
-            local: &connection.local,
-            pod: &connection.served.pod,
-            client: connection.client,
-            dialled: connection.dialled(),
-            source: &own,
-            upstreams: &connection.upstreams,
-        };
+        let caller = connection.caller(&own);
         loop {
             let mut upstream = caller.connection(&key, way).await.map_err(|unreached| {
                 let is_unprocessed = unreached.ending.retry() == crate::model::ending::Retry::Safe;

@@ -40,10 +40,6 @@ pub fn begin(
         let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
         let moving =
             tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER_BYTES, BUFFER_BYTES);
-        let told = std::future::poll_fn(|context| match entry.close.poll(context) {
-            Some(ending) => std::task::Poll::Ready(ending),
-            None => std::task::Poll::Pending,
-        });
         tokio::select! {
             moved = moving => match moved {
                 Ok((sent_bytes, received_bytes)) => {
@@ -52,7 +48,7 @@ pub fn begin(
                 }
                 Err(_reset) => report.break_off(0, CutBy::Server, Ending::ServerReset),
             },
-            ending = told => report.break_off(0, CutBy::Agent, ending),
+            ending = entry.close.told() => report.break_off(0, CutBy::Agent, ending),
         }
     });
 }
