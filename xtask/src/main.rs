@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] and [`build`] (what is built), [`lab`] (nodes and pods on
 //! one machine), [`app`] (the traffic programs that run in its pods), [`demo`] (what is promised, shown), [`bench`] (how
-//! fast it is), [`test`] and [`fuzz`] (the checks), [`shell`] (how commands are run), [`clock`].
+//! fast it is), [`image`] (what a cluster runs), [`test`] and [`fuzz`] (the checks), [`shell`] (how commands are run), [`clock`].
 
 #![expect(unreachable_pub, reason = "a program has no outside: `pub` marks what a file offers to the others")]
 
@@ -19,6 +19,8 @@ mod app;
 mod demo;
 
 mod bench;
+
+mod image;
 
 mod test;
 
@@ -58,6 +60,8 @@ enum Command {
     Demo(demo::Options),
     /// How fast the mesh is, beside the same without it, with the marks it must reach (needs root, and a quiet machine).
     Bench(bench::Options),
+    /// Build, and write Weft as an OCI archive that `ctr images import` takes (needs no Docker).
+    Image(image::Options),
     /// Set up, build, and run every test with the kernel programs loaded (needs root).
     Test(test::Options),
     /// What the CI runs: `test`, plus formatting and lints.
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::DemoPart(part) => demo::run_part(&part),
         Command::Bench(options) => bench::run(&options),
+        Command::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(options) => fuzz::run(&options).map(|()| ExitCode::SUCCESS),
