@@ -87,6 +87,11 @@ impl Source {
         &self.objects
     }
 
+    /// The objects that changed since the last call; see [`Objects::take_changed`].
+    pub fn take_changed(&mut self) -> BTreeSet<Key> {
+        self.objects.take_changed()
+    }
+
     /// Documents of kinds that the mesh does not read, counted by `kind.group`.
     pub fn ignored(&self) -> BTreeMap<String, usize> {
         let mut sum = BTreeMap::new();
@@ -281,7 +286,7 @@ impl Source {
                 }
             }
         }
-        self.objects = Objects::default();
+        self.objects.retain(|key| origins.contains_key(key));
         let places: BTreeMap<&PathBuf, u64> = self.files.keys().zip(0..).collect();
         for (key, (path, kept)) in &origins {
             let line =

@@ -5,7 +5,7 @@
 //!
 //! Reading order: this file, `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `route`, `policy`, `config`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -158,35 +158,82 @@ pub struct Entry {
     pub object: Arc<Object>,
 }
 
-/// All objects.
+impl Object {
+    /// True when both say the same, as far as that is cheap to tell. An API server sends a pod or a slice again for every
+    /// change of it, and few of those are about what the mesh keeps.
+    fn says_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Namespace(one), Self::Namespace(other)) => one == other,
+            (Self::Node(one), Self::Node(other)) => one == other,
+            (Self::ServiceAccount, Self::ServiceAccount) => true,
+            (Self::Pod(one), Self::Pod(other)) => one == other,
+            (Self::Service(one), Self::Service(other)) => one == other,
+            (Self::EndpointSlice(one), Self::EndpointSlice(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+/// All objects, and which of them changed since somebody last asked.
 #[derive(Clone, Debug, Default)]
-pub struct Objects(BTreeMap<Key, Entry>);
+pub struct Objects {
+    entries: BTreeMap<Key, Entry>,
+    changed: BTreeSet<Key>,
+}
 
 impl Objects {
-    /// Adds or replaces.
+    /// Adds or replaces. An object that says what the one before said, with the same rank, changes nothing.
     pub fn insert(&mut self, key: Key, rank: u64, object: Arc<Object>) {
-        self.0.insert(key, Entry { rank, object });
+        let same = |old: &Entry| {
+            old.rank == rank && (Arc::ptr_eq(&old.object, &object) || old.object.says_the_same(&object))
+        };
+        if self.entries.get(&key).is_some_and(same) {
+            return;
+        }
+        self.changed.insert(key.clone());
+        self.entries.insert(key, Entry { rank, object });
+    }
+
+    /// Removes, if it is there.
+    pub fn remove(&mut self, key: &Key) {
+        if let Some((key, _)) = self.entries.remove_entry(key) {
+            self.changed.insert(key);
+        }
+    }
+
+    /// Keeps those for which this is true.
+    pub fn retain(&mut self, mut is_kept: impl FnMut(&Key) -> bool) {
+        let gone: Vec<Key> = self.entries.keys().filter(|key| !is_kept(key)).cloned().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+    }
+
+    /// The keys that were added, replaced or removed since the last call. For the one who compiles; asking twice loses
+    /// what the first asked for.
+    pub fn take_changed(&mut self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.changed)
     }
 
     /// One object.
     pub fn get(&self, key: &Key) -> Option<&Entry> {
-        self.0.get(key)
+        self.entries.get(key)
     }
 
     /// All objects of a kind, by namespace and name.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Entry)> {
         let first = Key { kind, namespace: "".into(), name: "".into() };
-        self.0.range(first..).take_while(move |(key, _)| key.kind == kind)
+        self.entries.range(first..).take_while(move |(key, _)| key.kind == kind)
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// True when there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries.is_empty()
     }
 }
 
@@ -253,5 +300,51 @@ fn protocol(text: Option<&str>, field: impl FnOnce() -> FieldPath) -> Result<Pro
         Some("UDP") => Ok(Protocol::Udp),
         Some("SCTP") => Ok(Protocol::Sctp),
         Some(other) => Err(Fault::at(field(), format!("{other:?} is not a protocol: use TCP, UDP or SCTP"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key::new(Kind::Namespace, None, Some(name)).unwrap()
+    }
+
+    fn namespace(mesh: bool) -> Arc<Object> {
+        Arc::new(Object::Namespace(cluster::Namespace { mesh: Some(mesh), ..Default::default() }))
+    }
+
+    fn taken(objects: &mut Objects) -> Vec<String> {
+        objects.take_changed().into_iter().map(|key| key.name.to_string()).collect()
+    }
+
+    #[test]
+    fn what_was_added_replaced_or_removed_is_told_once() {
+        let mut objects = Objects::default();
+        objects.insert(key("a"), 1, namespace(true));
+        objects.insert(key("b"), 2, namespace(true));
+        assert_eq!(taken(&mut objects), ["a", "b"]);
+        assert_eq!(taken(&mut objects), [""; 0]);
+        objects.insert(key("a"), 1, namespace(false));
+        objects.remove(&key("b"));
+        objects.remove(&key("nobody"));
+        assert_eq!(taken(&mut objects), ["a", "b"]);
+        objects.retain(|key| &*key.name != "a");
+        assert_eq!(taken(&mut objects), ["a"]);
+        assert!(objects.is_empty());
+    }
+
+    #[test]
+    fn an_object_that_says_the_same_again_changes_nothing_unless_its_rank_does() {
+        let mut objects = Objects::default();
+        let first = namespace(true);
+        objects.insert(key("a"), 1, first.clone());
+        objects.take_changed();
+        objects.insert(key("a"), 1, namespace(true));
+        assert!(Arc::ptr_eq(&objects.get(&key("a")).unwrap().object, &first));
+        assert_eq!(taken(&mut objects), [""; 0]);
+        objects.insert(key("a"), 2, first);
+        assert_eq!(taken(&mut objects), ["a"]);
     }
 }

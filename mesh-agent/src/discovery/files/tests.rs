@@ -408,3 +408,21 @@ fn the_documentation_shows_good_objects_and_real_errors() {
     let (_, problems) = World::new(&[("bad.yaml", documented("yaml bad")[0])]).load();
     assert_eq!(problems, documented("text")[0].lines().collect::<Vec<_>>());
 }
+
+#[test]
+fn only_objects_that_a_write_changed_are_told_as_changed() {
+    let mut world = World::new(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", &pod("b", "10.0.0.2"))]);
+    let changed = |world: &mut World| {
+        world.source().refresh(true).unwrap();
+        world.source().take_changed().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(changed(&mut world), ["Pod shop/a", "Pod shop/b"]);
+    world.write("a.yaml", &pod("a", "10.0.0.9"));
+    assert_eq!(changed(&mut world), ["Pod shop/a"]);
+    // A comment is no change of an object.
+    world.write("b.yaml", &(pod("b", "10.0.0.2") + "# seen\n"));
+    assert_eq!(changed(&mut world), [""; 0]);
+    world.write("c.yaml", &pod("c", "10.0.0.3"));
+    world.remove("b.yaml");
+    assert_eq!(changed(&mut world), ["Pod shop/b", "Pod shop/c"]);
+}
