@@ -7,7 +7,7 @@
 //! A bad object never takes down good ones: its last good version stays in force and a [`Problem`] says where to look.
 //!
 //! Reading order: `resources` (our kinds as written), `objects` (validated objects), `problem`, `files` (the source),
-//! `compile` (objects to registry, routes and policies), `status` (what became of routes), `watch` (again, on every change), `duration`.
+//! `compile` (objects to registry, routes and policies), `status` (what became of routes), `watch` (again, on every change), `access` (the way to the Kubernetes API), `duration`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use crate::policy::{self, PolicySet};
 use crate::registry::{self, Snapshot};
 use crate::route::{self, RouteTable};
 
+pub mod access;
 pub mod compile;
 mod duration;
 pub mod files;
@@ -33,6 +34,7 @@ pub mod status;
 mod testing;
 mod watch;
 
+pub use access::Access;
 use compile::Memory;
 pub use problem::Problem;
 pub use status::RouteStatus;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::discovery::Access;
+
 /// Weft's long-running process.
 #[derive(Debug, Parser)]
 #[command(
@@ -162,6 +164,25 @@ pub struct RotateRootFlags {
     /// Do not wait for certificates of the stage before to run out
     #[arg(long)]
     pub now: bool,
+}
+
+/// How the Kubernetes API is reached.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AccessFlags {
+    /// Kubeconfig of the cluster [default: the service account of the pod that this process runs in]
+    #[arg(long, env = "WEFT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of --kubeconfig [default: its current one]
+    #[arg(long, env = "WEFT_CONTEXT", value_name = "NAME", requires = "kubeconfig")]
+    pub context: Option<String>,
+}
+
+impl AccessFlags {
+    /// As discovery and control take it.
+    pub fn access(&self) -> Access {
+        Access { kubeconfig: self.kubeconfig.clone(), context: self.context.clone() }
+    }
 }
 
 /// Flags that every long-running process has.

@@ -5,13 +5,20 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Who may connect to the selected pods.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[kube(group = "weft.dev", version = "v1alpha1", kind = "AuthorizationPolicy", namespaced)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    namespaced,
+    status = "AuthorizationPolicyStatus"
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// Pods that the policy speaks about; alternatives.
@@ -259,7 +266,7 @@ pub struct ServiceAccountRef {
 
 /// Settings of the whole mesh.
 #[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[kube(group = "weft.dev", version = "v1alpha1", kind = "MeshConfig")]
+#[kube(group = "weft.dev", version = "v1alpha1", kind = "MeshConfig", status = "MeshConfigStatus")]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshConfigSpec {
     /// Trust domain of our own CA; `cluster.local` unless set.
@@ -383,6 +390,53 @@ pub struct FastPathSpec {
     /// Joining sockets in the kernel; `Enabled` unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub splice: Option<Switch>,
+}
+
+/// `status` of an AuthorizationPolicy, in the shape of GEP-713. Written by control.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorizationPolicyStatus {
+    /// What is said about the policy, by whom.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub ancestors: Vec<PolicyAncestorStatus>,
+}
+
+/// `status.ancestors[]`: what one controller says.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyAncestorStatus {
+    /// Of what this speaks: the namespace whose pods the policy selects.
+    pub ancestor_ref: AncestorRef,
+    /// Who speaks; ours is `weft.dev/mesh`.
+    pub controller_name: String,
+    /// `Accepted`.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    pub conditions: Vec<Condition>,
+}
+
+/// `status.ancestors[].ancestorRef`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorRef {
+    /// API group; empty for Namespace.
+    #[serde(default)]
+    pub group: String,
+    /// Kind, `Namespace`.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+}
+
+/// `status` of a MeshConfig. Written by control.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshConfigStatus {
+    /// `Accepted`: these are the mesh's settings. `Programmed`: control works by them.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    pub conditions: Vec<Condition>,
 }
 
 /// On or off.
