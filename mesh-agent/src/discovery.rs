@@ -6,7 +6,7 @@
 //!
 //! A bad object never takes down good ones: its last good version stays in force and a [`Problem`] says where to look.
 //!
-//! Reading order: `resources` (our kinds as written), `objects` (validated objects), `problem`, `files` (the source),
+//! Reading order: `resources` (our kinds as written), `crds` (what the API server learns of them), `objects` (validated objects), `problem`, `files` (the source),
 //! `compile` (objects to registry, routes and policies), `status` (what became of routes), `watch` (again, on every change), `access` (the way to the Kubernetes API), `duration`.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ use crate::route::{self, RouteTable};
 
 pub mod access;
 pub mod compile;
+pub mod crds;
 mod duration;
 pub mod files;
 pub mod objects;

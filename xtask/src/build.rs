@@ -26,6 +26,13 @@ pub fn agent() -> Result<()> {
     shell::run(shell::cargo().args(["build", "--release", "--package", "mesh-agent"]))
 }
 
+/// Writes `deploy/crds/` anew from the types of our kinds. A test of mesh-agent does it, and otherwise compares: so this
+/// program need not know the types.
+pub fn definitions() -> Result<()> {
+    let test = ["test", "--release", "--package", "mesh-agent", "--test", "deploy", "definitions_are_those"];
+    shell::run(shell::cargo().env("WEFT_REGENERATE", "1").args(test))
+}
+
 /// A source file that is newer than a built file, so that nobody tries a change that is not in what runs.
 pub fn newer_source(built: &Path, sources: &[&str]) -> Option<PathBuf> {
     let built = fs::metadata(built).and_then(|about| about.modified()).ok()?;

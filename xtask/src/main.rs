@@ -60,6 +60,8 @@ enum Command {
     Demo(demo::Options),
     /// How fast the mesh is, beside the same without it, with the marks it must reach (needs root, and a quiet machine).
     Bench(bench::Options),
+    /// Write deploy/crds/ anew from the types of our kinds.
+    Crds,
     /// Build, and write Weft as an OCI archive that `ctr images import` takes (needs no Docker).
     Image(image::Options),
     /// Set up, build, and run every test with the kernel programs loaded (needs root).
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::DemoPart(part) => demo::run_part(&part),
         Command::Bench(options) => bench::run(&options),
+        Command::Crds => build::definitions().map(|()| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
