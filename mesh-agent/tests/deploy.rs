@@ -1,10 +1,12 @@
 //! What lies in `deploy/` is true: definitions are those of the code, examples are good objects, manifests have no
 //! field that their kind does not know.
 //!
-//! Files: `crds` (definitions and examples), `schema` (the part of the API server's checks that they need).
+//! Files: `crds` (definitions and examples), `schema` (the part of the API server's checks that they need), `manifests` (what kubectl applies).
 
 #[path = "deploy/crds.rs"]
 mod crds;
+#[path = "deploy/manifests.rs"]
+mod manifests;
 #[path = "deploy/schema.rs"]
 mod schema;
 
