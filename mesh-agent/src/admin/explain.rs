@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Serialize;
 
 use super::{Query, Refused};
-use crate::model::{PathFault, RequestPath, Service, Workload, WorkloadName, canonical_ip};
+use crate::model::{PathFault, RequestPath, Service, ServiceName, Workload, WorkloadName, canonical_ip};
 use crate::policy::{Deciding, Explanation, Facts, PolicySet, Request};
 use crate::registry::Snapshot;
 
@@ -329,11 +329,8 @@ fn client_address(from: &Client, client: Option<&Arc<Workload>>, server: &Worklo
 fn targets(snapshot: &Snapshot, to: &Target) -> Result<Vec<(Arc<Workload>, u16)>, Error> {
     let name = WorkloadName { namespace: to.namespace.as_str().into(), name: to.name.as_str().into() };
     let pod = snapshot.workload_by_name(&name).filter(|_| to.kind != Some(Kind::Service));
-    let service = snapshot
-        .services()
-        .iter()
-        .filter(|_| to.kind != Some(Kind::Pod))
-        .find(|service| *service.name.namespace == *to.namespace && *service.name.name == *to.name);
+    let service = ServiceName { namespace: name.namespace.clone(), name: name.name.clone() };
+    let service = snapshot.service(&service).filter(|_| to.kind != Some(Kind::Pod));
     match (pod, service) {
         (None, None) => Err(Error::NoTarget(name.to_string())),
         (Some(pod), None) => Ok(vec![(pod.clone(), to.port)]),

@@ -69,7 +69,7 @@ pub fn services(snapshot: &Snapshot) -> Value {
             })
             .collect()
     };
-    let mut services: Vec<_> = snapshot.services().iter().collect();
+    let mut services: Vec<_> = snapshot.services().collect();
     services.sort_by(|a, b| a.name.cmp(&b.name));
     services
         .into_iter()

@@ -368,6 +368,6 @@ fn enter_frontend(
 }
 
 fn zone_of<'a>(inputs: &Inputs<'a>) -> Option<&'a str> {
-    let mut here = inputs.snapshot.workloads().filter(|pod| *pod.node == *inputs.node);
+    let mut here = inputs.snapshot.workloads_on(inputs.node);
     here.find_map(|pod| pod.zone.as_deref())
 }

@@ -53,11 +53,9 @@ pub fn may_have(snapshot: &Snapshot, ours: &TrustDomain, node: &str, id: &Spiffe
         return Err(Denial::TrustDomain { found: id.trust_domain().to_owned(), ours: ours.clone() });
     }
     let (namespace, account) = id.service_account().ok_or_else(|| Denial::Shape(id.clone()))?;
-    let is_there = snapshot.workloads().any(|workload| {
-        &*workload.node == node
-            && &*workload.name.namespace == namespace
-            && &*workload.service_account == account
-    });
+    let is_there = snapshot
+        .workloads_on(node)
+        .any(|workload| &*workload.name.namespace == namespace && &*workload.service_account == account);
     if is_there {
         return Ok(());
     }

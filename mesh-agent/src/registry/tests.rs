@@ -1,6 +1,11 @@
-//! What a dialled address resolves to, and how a state is replaced.
+//! What a dialled address resolves to, how a state is replaced, and that a state which follows from another is the one
+//! that would have been made from nothing.
 
 use std::net::SocketAddr;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::model::{SpiffeId, TrafficDistribution};
@@ -126,10 +131,11 @@ fn a_contested_address_finds_nobody() {
 }
 
 #[test]
-fn services_are_sorted_and_found_by_name() {
+fn services_are_found_by_name() {
     let services = vec![service("web", &[], &[]), service("api", &[], &[]), service("db", &[], &[])];
     let snapshot = Snapshot::new(MeshConfig::default(), Vec::new(), services);
-    let names: Vec<_> = snapshot.services().iter().map(|service| &*service.name.name).collect();
+    let mut names: Vec<_> = snapshot.services().map(|service| &*service.name.name).collect();
+    names.sort_unstable();
     assert_eq!(names, ["api", "db", "web"]);
     let named = |name: &str| ServiceName { namespace: "shop".into(), name: name.into() };
     assert_eq!(snapshot.service(&named("db")).unwrap().name, named("db"));
@@ -148,4 +154,110 @@ fn a_published_state_is_new_for_readers_and_old_for_those_who_hold_the_last() {
     assert!(changes.has_changed().unwrap());
     assert_eq!((before.workloads().count(), registry.snapshot().workloads().count()), (0, 1));
     assert_eq!(writer.publish(Snapshot::default()), 2);
+}
+
+#[test]
+fn a_reader_learns_what_changed_since_its_version_or_that_anything_may_have() {
+    let (writer, registry) = new();
+    let one = |name: &str| Changed {
+        workloads: [WorkloadUid(format!("uid-{name}").into())].into(),
+        ..Changed::default()
+    };
+    let snapshot = Snapshot::new(MeshConfig::default(), vec![pod("a", "n", &[])], Vec::new());
+    let first = writer.publish(snapshot.clone());
+    assert_eq!(registry.snapshot().changed_since(0), None);
+    assert_eq!(registry.snapshot().changed_since(first), Some(Changed::default()));
+    writer.publish_change(snapshot.clone(), one("a"));
+    writer.publish_change(snapshot.clone(), one("b"));
+    let since = |version| registry.snapshot().changed_since(version).map(|changed| changed.workloads.len());
+    assert_eq!((since(first), since(first + 1), since(first + 2)), (Some(2), Some(1), Some(0)));
+    assert_eq!((since(0), since(first + 3)), (None, None));
+    for _ in 0..100 {
+        writer.publish_change(snapshot.clone(), one("c"));
+    }
+    assert_eq!((since(first), since(first + 90)), (None, Some(1)));
+    // A state that is replaced as a whole tells nothing.
+    let last = writer.publish(snapshot);
+    assert_eq!(since(last - 1), None);
+}
+
+/// Everything that can be asked of a snapshot, about these pods, services and addresses.
+fn told(snapshot: &Snapshot) -> String {
+    let mut lines = BTreeSet::new();
+    for workload in snapshot.workloads() {
+        lines.insert(format!("{} {:?}", workload.uid, snapshot.workload(&workload.uid) == Some(workload)));
+    }
+    for service in snapshot.services() {
+        lines.insert(format!("{} {:?}", service.name, snapshot.service(&service.name) == Some(service)));
+    }
+    for n in 0..6u8 {
+        let ip = IpAddr::from([10, 0, 0, n]);
+        lines.insert(format!("{ip} {:?}", snapshot.workload_by_ip(ip).map(|pod| &pod.uid)));
+        let name = WorkloadName { namespace: "shop".into(), name: format!("p{n}").into() };
+        lines.insert(format!("{name} {:?}", snapshot.workload_by_name(&name)));
+        let mut there: Vec<_> = snapshot.workloads_on(&format!("n{n}")).map(|pod| &pod.uid).collect();
+        there.sort();
+        lines.insert(format!("n{n} {there:?}"));
+        for port in 0..3u16 {
+            let dialled = OriginalDst::new(SocketAddr::new(IpAddr::from([10, 96, 0, n]), port));
+            lines.insert(format!("{dialled} {:?}", snapshot.resolve(dialled)));
+        }
+    }
+    Vec::from_iter(lines).join("\n")
+}
+
+fn any_pod() -> impl Strategy<Value = Workload> {
+    let addresses = proptest::collection::btree_set(0..6u8, 0..3);
+    (0..6u8, 0..3u8, addresses, any::<bool>()).prop_map(|(name, node, ips, host_network)| {
+        let node = if node == 0 { String::new() } else { format!("n{node}") };
+        let mut pod = pod(&format!("p{name}"), &node, &[]);
+        pod.addresses = ips.into_iter().map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        pod.host_network = host_network;
+        pod
+    })
+}
+
+/// Each service has addresses of its own.
+fn any_service() -> impl Strategy<Value = Service> {
+    let ports = proptest::collection::vec((0..3u16, any::<bool>()), 0..3);
+    (0..6u8, any::<bool>(), ports).prop_map(|(n, headless, ports)| {
+        let mut service = service(&format!("s{n}"), &[], &ports);
+        service.vips = if headless { Vec::new() } else { vec![IpAddr::from([10, 96, 0, n])] };
+        service
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_state_that_followed_from_others_is_the_one_made_from_nothing(
+        steps in proptest::collection::vec(
+            (proptest::collection::vec((any_pod(), any::<bool>()), 0..3),
+             proptest::collection::vec((any_service(), any::<bool>()), 0..3)),
+            1..12,
+        ),
+    ) {
+        let mut snapshot = Snapshot::default();
+        let (mut pods, mut services) = (BTreeMap::new(), BTreeMap::new());
+        for (new_pods, new_services) in steps {
+            let before = (snapshot.clone(), told(&snapshot));
+            let new_pods: BTreeMap<_, _> =
+                new_pods.into_iter().map(|(pod, stays)| (pod.uid.clone(), stays.then_some(pod))).collect();
+            let new_services: BTreeMap<_, _> = new_services
+                .into_iter()
+                .map(|(service, stays)| (service.name.clone(), stays.then_some(service)))
+                .collect();
+            pods.extend(new_pods.clone());
+            services.extend(new_services.clone());
+            let arcs = |(uid, new): (_, Option<Workload>)| (uid, new.map(Arc::new));
+            snapshot.change_workloads(new_pods.into_iter().map(arcs).collect());
+            let arcs = |(name, new): (_, Option<Service>)| (name, new.map(Arc::new));
+            snapshot.change_services(new_services.into_iter().map(arcs).collect());
+            let all_pods = pods.values().flatten().cloned().collect();
+            let all_services = services.values().flatten().cloned().collect();
+            let anew = Snapshot::new(MeshConfig::default(), all_pods, all_services);
+            prop_assert_eq!(told(&snapshot), told(&anew));
+            // Whoever holds the state before sees no change.
+            prop_assert_eq!(told(&before.0), before.1);
+        }
+    }
 }

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use super::super::testing::{World, pod};
 use super::*;
-use crate::model::{Action, FailureMode, PolicyName, SpiffeId, TrafficDistribution, Workload, WorkloadName};
+use crate::model::{
+    self, Action, FailureMode, PolicyName, SpiffeId, TrafficDistribution, Workload, WorkloadName,
+};
 use crate::policy::{Facts, Refusal};
 
 const ENROLLED: &str =
@@ -26,6 +28,13 @@ fn problems(documents: &[&str]) -> (Compiled, Vec<String>) {
 fn workload(compiled: &Compiled, name: &str) -> Arc<Workload> {
     let name = WorkloadName { namespace: "shop".into(), name: name.into() };
     compiled.snapshot.workload_by_name(&name).unwrap_or_else(|| panic!("no workload {name}")).clone()
+}
+
+/// By name.
+fn services(compiled: &Compiled) -> Vec<Arc<model::Service>> {
+    let mut services: Vec<_> = compiled.snapshot.services().cloned().collect();
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services
 }
 
 /// Pod `shop/web` with these metadata and spec entries.
@@ -197,7 +206,7 @@ fn two_pods_with_one_uid_are_told_apart() {
 
 /// The endpoints of every port of service `shop/web` as `port: address state pod node zone`.
 fn endpoints(compiled: &Compiled) -> Vec<String> {
-    let services = compiled.snapshot.services();
+    let services = services(&compiled);
     let service = services.iter().find(|service| &*service.name.name == "web").expect("service web");
     let mut lines = Vec::new();
     for port in &service.ports {
@@ -264,7 +273,7 @@ fn a_dual_stack_service_keeps_families_apart() {
         &both,
         &service("clusterIPs: [10.96.0.1, 'fd00:96::1'], selector: {app: web}, ports: [{port: 80}]"),
     ]);
-    let port = &outcome.snapshot.services()[0].ports[0];
+    let port = &services(&outcome)[0].ports[0];
     let addresses = |dialled: &str| {
         let endpoints = port.endpoints_for(dialled.parse().unwrap());
         endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
@@ -303,7 +312,7 @@ endpoints:
         ]
     );
     assert_eq!(endpoints(&outcome).len(), 10, "five for each of http and dns, none for other");
-    let ports = &outcome.snapshot.services()[0].ports;
+    let ports = &services(&outcome)[0].ports;
     assert_eq!(ports.iter().map(|port| port.udp).collect::<Vec<_>>(), [false, true, false]);
 }
 
@@ -311,7 +320,7 @@ endpoints:
 fn services_keep_what_their_spec_says() {
     let one = |spec: &str| {
         let outcome = compiled(&[&service(spec)]);
-        outcome.snapshot.services().first().map(|service| (**service).clone())
+        services(&outcome).first().map(|service| (**service).clone())
     };
     let prefer = |text: &str| {
         one(&format!("clusterIP: 10.96.0.1, trafficDistribution: {text}")).unwrap().traffic_distribution
@@ -337,7 +346,7 @@ fn of_two_services_with_one_cluster_ip_the_first_keeps_it() {
             "a.yaml:9:19: Service shop/also: spec.clusterIP: 10.96.0.1 is the ClusterIP of Service shop/web already, so this one is not served"
         ]
     );
-    let services = outcome.snapshot.services();
+    let services = services(&outcome);
     assert_eq!(
         services.iter().map(|s| (&*s.name.name, s.vips.len())).collect::<Vec<_>>(),
         [("also", 0), ("web", 1)]
