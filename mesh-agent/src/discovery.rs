@@ -36,7 +36,7 @@ mod testing;
 mod watch;
 
 pub use access::Access;
-use compile::Memory;
+use compile::Compiler;
 pub use problem::Problem;
 pub use status::RouteStatus;
 
@@ -124,9 +124,9 @@ pub fn start(
         return Err(Error::MeshConfig(Box::new(problem)));
     }
     let discovery = Discovery(Arc::default());
-    let memory = Memory::default();
+    let compiler = Compiler::default();
     let mut publisher =
-        Publisher { source, registry, policies, routes, memory, discovery: discovery.clone() };
+        Publisher { source, registry, policies, routes, compiler, discovery: discovery.clone() };
     publisher.publish();
     watch::start(publisher, shutdown);
     Ok(discovery)
@@ -139,7 +139,7 @@ pub fn start(
 pub fn load(dir: &Path) -> Result<Loaded, Error> {
     let mut source = files::Source::new(dir.to_owned());
     source.refresh(true)?;
-    let compiled = compile::compile(source.objects(), &mut Memory::default());
+    let compiled = compile::compile(source.objects());
     Ok(Loaded {
         problems: source.problems(&compiled.findings),
         snapshot: compiled.snapshot,
@@ -171,7 +171,7 @@ struct Publisher {
     registry: registry::Writer,
     policies: policy::Writer,
     routes: route::Writer,
-    memory: Memory,
+    compiler: Compiler,
     discovery: Discovery,
 }
 
@@ -179,24 +179,34 @@ impl Publisher {
     /// Policies go first: a pod must never be reachable under a policy older than the state that made it so. Routes go
     /// before services, so that a service's first connection already takes them.
     fn publish(&mut self) {
-        let mut compiled = compile::compile(self.source.objects(), &mut self.memory);
-        let problems = self.source.problems(&compiled.findings);
-        self.policies.publish(compiled.policies);
-        self.routes.publish(self.routes.current().succeeded_by(compiled.attachments));
-        let version = self.registry.publish(compiled.snapshot);
+        let changed = self.source.take_changed();
+        let step = self.compiler.follow(self.source.objects(), &changed);
+        let problems = self.source.problems(&self.compiler.findings());
+        if let Some(policies) = step.policies {
+            self.policies.publish(policies);
+        }
+        let statuses = step.routes.map(|routes| {
+            self.routes.publish(self.routes.current().succeeded_by(routes.attachments));
+            routes.statuses
+        });
+        let version = match step.changed {
+            None => self.registry.publish(step.snapshot),
+            Some(changed) => self.registry.publish_change(step.snapshot, changed),
+        };
         let mut report = self.discovery.0.lock();
         for problem in problems.iter().filter(|problem| !report.problems.contains(problem)) {
             tracing::warn!(%problem, "a problem in the configuration; what is not at fault goes on");
         }
-        status::date(&mut compiled.route_statuses, &report.routes, clock::wall());
-        *report = Report {
-            problems,
-            ignored: self.source.ignored(),
-            objects: self.source.objects().len(),
-            routes: compiled.route_statuses.into(),
-        };
+        if let Some(mut statuses) = statuses {
+            status::date(&mut statuses, &report.routes, clock::wall());
+            report.routes = statuses.into();
+        }
+        report.problems = problems;
+        report.ignored = self.source.ignored();
+        report.objects = self.source.objects().len();
         tracing::debug!(
             version,
+            changed = changed.len(),
             objects = report.objects,
             problems = report.problems.len(),
             "state published"

@@ -206,7 +206,7 @@ fn workload(name: &str, ip: &str, port: u16) -> Workload {
         addresses: vec![ip.parse().expect("an address")],
         service_account: name.into(),
         identity: SpiffeId::of_service_account(&"cluster.local".parse().expect("a domain"), "shop", name),
-        labels: [("app".to_owned(), name.to_owned())].into(),
+        labels: Arc::new([("app".to_owned(), name.to_owned())].into()),
         ports: vec![WorkloadPort { name: None, port }],
         enrolled: true,
         splice: None,

@@ -1,15 +1,19 @@
-//! Objects become the registry's state and the set of policies. Pure, and the same for every source.
+//! Objects become the registry's state, the set of policies and the routes. The same for every source.
+//!
+//! A [`Compiler`] follows its objects: it is told which of them changed and makes again what depends on those. After
+//! every step its state is the one that a compiler would have which had seen nothing before; a test holds it to that.
 //!
 //! Reading order: this file, `workloads` (pods), `services` (services and their endpoints), `routes`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::objects::{Entry, Key, Kind, Object, Objects};
 use super::problem::Fault;
 use super::status::RouteStatus;
-use crate::model::{AuthorizationPolicy, DefaultInbound, MeshConfig};
+use crate::model::{AuthorizationPolicy, DefaultInbound, MeshConfig, Service, ServiceName};
 use crate::policy::PolicySet;
-use crate::registry::Snapshot;
+use crate::registry::{Changed, Snapshot};
 use crate::route::Attachment;
 
 mod routes;
@@ -18,9 +22,9 @@ mod services;
 mod tests;
 mod workloads;
 
-pub use routes::Memory;
+pub use routes::Routes;
 
-/// What the objects mean.
+/// What objects mean, for those who look once.
 #[derive(Debug)]
 pub struct Compiled {
     /// For the registry.
@@ -44,26 +48,170 @@ pub struct Finding {
     pub fault: Fault,
 }
 
-/// Compiles the objects. With the memory of the last time, routes that did not change stay the same objects.
-pub fn compile(objects: &Objects, memory: &mut Memory) -> Compiled {
-    let mut findings = Vec::new();
-    let config = mesh_config(objects, &mut findings);
-    let pods = workloads::compile(objects, &config, &mut findings);
-    let services = services::compile(objects, &pods, &mut findings);
-    let routes = routes::compile(objects, &services, memory, &mut findings);
-    let policies = PolicySet::new(
-        policies(objects, &config.system_namespace),
-        config.default_inbound,
-        config.trust_domain.clone(),
-    );
-    let workloads = pods.into_iter().map(|pod| pod.workload).collect();
+/// What a change of objects means. What did not change is `None`.
+#[derive(Debug)]
+pub struct Step {
+    /// The state of the registry.
+    pub snapshot: Snapshot,
+    /// What of it is new. `None`: this is the first state.
+    pub changed: Option<Changed>,
+    /// The set of policies.
+    pub policies: Option<PolicySet>,
+    /// Which routes hold where, and what became of each.
+    pub routes: Option<Routes>,
+    /// True when [`Compiler::findings`] has something else to say.
+    pub findings_changed: bool,
+}
+
+/// Follows objects.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    /// The state so far.
+    mesh: Snapshot,
+    has_begun: bool,
+    pods: workloads::Pods,
+    services: services::Services,
+    routes: routes::Memory,
+    of_config: Vec<Finding>,
+    /// Faults of pods and services.
+    of_objects: BTreeMap<Key, Vec<Fault>>,
+    of_routes: Vec<Finding>,
+}
+
+/// Compiles the objects once.
+pub fn compile(objects: &Objects) -> Compiled {
+    let mut compiler = Compiler::default();
+    let step = compiler.follow(objects, &objects.keys().cloned().collect());
+    let routes = step.routes.unwrap_or_default();
     Compiled {
-        snapshot: Snapshot::new(config, workloads, services),
-        policies,
+        snapshot: step.snapshot,
+        policies: step.policies.unwrap_or_default(),
         attachments: routes.attachments,
         route_statuses: routes.statuses,
-        findings,
+        findings: compiler.findings(),
     }
+}
+
+impl Compiler {
+    /// Takes note of what changed. The first call must name every object.
+    pub fn follow(&mut self, objects: &Objects, changed: &BTreeSet<Key>) -> Step {
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        let mut findings_changed = false;
+        let mut news = Changed::default();
+        let before = self.mesh.config.clone();
+        if is_first || has_kind(changed, |kind| kind == Kind::MeshConfig) {
+            let mut findings = Vec::new();
+            self.mesh.config = mesh_config(objects, &mut findings);
+            news.config = self.mesh.config != before;
+            findings_changed |= self.of_config != findings;
+            self.of_config = findings;
+        }
+        let trusts_other = self.mesh.config.trust_domain != before.trust_domain;
+        let seeds = self.pods_to_settle(objects, changed, trusts_other);
+        let world = workloads::World { objects, config: &self.mesh.config, mesh: &self.mesh };
+        let settled = self.pods.settle(world, seeds);
+        findings_changed |= self.note(settled.faults);
+        news.workloads.extend(settled.changes.iter().map(|(uid, _)| uid.clone()));
+        self.mesh.change_workloads(settled.changes);
+
+        let world = services::World { objects, mesh: &self.mesh };
+        let made = self.services.follow(world, changed, &settled.moved);
+        findings_changed |= self.note(made.faults);
+        news.services.extend(made.changes.iter().map(|(name, _)| name.clone()));
+        let reshaped = made.changes.iter().any(|(name, new)| reshaped(&self.mesh, name, new.as_ref()));
+        self.mesh.change_services(made.changes);
+
+        let touches_routes = |kind| matches!(kind, Kind::Route(_) | Kind::Service);
+        let routes = (is_first || reshaped || has_kind(changed, touches_routes)).then(|| {
+            let mut findings = Vec::new();
+            let routes = routes::compile(objects, &self.mesh, &mut self.routes, &mut findings);
+            findings_changed |= self.of_routes != findings;
+            self.of_routes = findings;
+            routes
+        });
+        let is_policy = |kind| kind == Kind::AuthorizationPolicy;
+        let policies =
+            (is_first || news.config || has_kind(changed, is_policy)).then(|| self.policies(objects));
+        Step {
+            snapshot: self.mesh.clone(),
+            changed: (!is_first).then_some(news),
+            policies,
+            routes,
+            findings_changed,
+        }
+    }
+
+    /// What is wrong between objects now.
+    pub fn findings(&self) -> Vec<Finding> {
+        let of_objects = self.of_objects.iter().flat_map(|(key, faults)| {
+            faults.iter().map(|fault| Finding { key: key.clone(), fault: fault.clone() })
+        });
+        self.of_config.iter().cloned().chain(of_objects).chain(self.of_routes.iter().cloned()).collect()
+    }
+
+    /// Replaces what was said of these objects; true when it is something else now.
+    fn note(&mut self, faults: BTreeMap<Key, Vec<Fault>>) -> bool {
+        let mut differs = false;
+        for (key, faults) in faults {
+            let old = if faults.is_empty() {
+                self.of_objects.remove(&key).unwrap_or_default()
+            } else {
+                self.of_objects.insert(key, faults.clone()).unwrap_or_default()
+            };
+            differs |= old != faults;
+        }
+        differs
+    }
+
+    /// Pods that changed, and those that read of an object that did.
+    fn pods_to_settle(&self, objects: &Objects, changed: &BTreeSet<Key>, all: bool) -> BTreeSet<Key> {
+        if all {
+            let known = objects.of_kind(Kind::Pod).map(|(key, _)| key.clone());
+            return known.chain(changed.iter().filter(|key| key.kind == Kind::Pod).cloned()).collect();
+        }
+        let mut seeds = BTreeSet::new();
+        for key in changed {
+            let in_namespace = |namespace: &str| {
+                objects.in_namespace(Kind::Pod, namespace).map(|(key, _)| key.clone()).collect::<Vec<_>>()
+            };
+            match key.kind {
+                Kind::Pod => drop(seeds.insert(key.clone())),
+                Kind::Namespace => seeds.extend(in_namespace(&key.name)),
+                Kind::ServiceAccount => {
+                    let has_account = |pod: &Key| {
+                        let pod = workloads::living(objects, pod);
+                        pod.is_some_and(|(_, pod)| pod.service_account == key.name)
+                    };
+                    seeds.extend(in_namespace(&key.namespace).into_iter().filter(has_account));
+                }
+                Kind::Node => seeds.extend(self.mesh.workloads_on(&key.name).map(|workload| {
+                    let name = workload.name.clone();
+                    Key { kind: Kind::Pod, namespace: name.namespace, name: name.name }
+                })),
+                _ => {}
+            }
+        }
+        seeds
+    }
+
+    fn policies(&self, objects: &Objects) -> PolicySet {
+        let config = &self.mesh.config;
+        PolicySet::new(
+            policies(objects, &config.system_namespace),
+            config.default_inbound,
+            config.trust_domain.clone(),
+        )
+    }
+}
+
+fn has_kind(changed: &BTreeSet<Key>, wanted: impl Fn(Kind) -> bool) -> bool {
+    changed.iter().any(|key| wanted(key.kind))
+}
+
+/// Whether routes can see the difference: a service's endpoints are nothing to them.
+fn reshaped(mesh: &Snapshot, name: &ServiceName, new: Option<&Arc<Service>>) -> bool {
+    let has_address = |service: &Arc<Service>| !service.vips.is_empty();
+    mesh.service(name).map(has_address) != new.map(has_address)
 }
 
 /// The earliest `MeshConfig`; one that cannot be used and has no good version admits nobody by default.

@@ -226,6 +226,22 @@ impl Objects {
         self.entries.range(first..).take_while(move |(key, _)| key.kind == kind)
     }
 
+    /// The objects of a kind in one namespace, by name.
+    pub fn in_namespace<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a Key, &'a Entry)> {
+        let first = Key { kind, namespace: namespace.into(), name: "".into() };
+        let is_inside = move |key: &Key| key.kind == kind && *key.namespace == *namespace;
+        self.entries.range(first..).take_while(move |(key, _)| is_inside(key))
+    }
+
+    /// What names them, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.entries.keys()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::compile::{Compiled, Memory, compile};
+use super::compile::{Compiled, compile};
 use super::files::Source;
 
 /// A directory that is removed at the end of the test, and a source that reads it.
@@ -43,7 +43,7 @@ impl World {
     /// Reads every file again and compiles; problems as text, with file names relative to the directory.
     pub(super) fn load(&mut self) -> (Compiled, Vec<String>) {
         self.source.refresh(true).unwrap();
-        let compiled = compile(self.source.objects(), &mut Memory::default());
+        let compiled = compile(self.source.objects());
         let prefix = format!("{}/", self.dir.path().display());
         let problems = self.source.problems(&compiled.findings);
         let problems = problems.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect();

@@ -198,7 +198,7 @@ mod tests {
             registry: registry_writer,
             policies: policy_writer,
             routes: route::new().0,
-            memory: super::super::Memory::default(),
+            compiler: super::super::compile::Compiler::default(),
             discovery: discovery.clone(),
         };
         let (sender, events) = mpsc::channel(1);

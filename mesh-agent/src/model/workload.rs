@@ -82,8 +82,8 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// The identity that follows from it.
     pub identity: SpiffeId,
-    /// Pod labels.
-    pub labels: BTreeMap<String, String>,
+    /// Pod labels; pods of one owner mostly share them.
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Declared ports.
     pub ports: Vec<WorkloadPort>,
     /// Part of the mesh (label `weft.dev/mesh`).

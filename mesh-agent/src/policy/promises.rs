@@ -3,7 +3,7 @@
 //!
 //! The oracle is a server as lenient as servers get ([`most_lenient`]), written without the code that it checks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
 
@@ -168,7 +168,7 @@ fn pod() -> Workload {
         addresses: Vec::new(),
         service_account: "default".into(),
         identity: SpiffeId::of_service_account(&MeshConfig::default().trust_domain, "fuzz", "default"),
-        labels: BTreeMap::new(),
+        labels: Default::default(),
         ports: Vec::new(),
         enrolled: true,
         splice: None,

@@ -23,7 +23,7 @@ fn pod(namespace: &str, labels: &[(&str, &str)]) -> Workload {
         addresses: vec!["10.0.0.1".parse().unwrap()],
         service_account: "default".into(),
         identity: SpiffeId::of_service_account(&TRUST_DOMAIN.parse().unwrap(), namespace, "default"),
-        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        labels: Arc::new(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
         ports: Vec::new(),
         enrolled: true,
         splice: None,

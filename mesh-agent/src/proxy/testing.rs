@@ -280,7 +280,7 @@ impl World {
             addresses: vec![self.ip(host)],
             service_account: name.into(),
             identity: id(name),
-            labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            labels: Arc::new(BTreeMap::from([("app".to_owned(), name.to_owned())])),
             ports: Vec::new(),
             enrolled,
             splice: None,

@@ -11,6 +11,7 @@ use crate::discovery::objects::{Entry, Key, Kind, Object, Objects};
 use crate::discovery::problem::{Fault, FieldPath};
 use crate::discovery::status::{LayerName, RouteStatus};
 use crate::model::{self, AppProtocol, RouteKind, RouteName, ServiceName, ServicePort};
+use crate::registry::Snapshot;
 use crate::route::Attachment;
 use references::Broken;
 
@@ -28,7 +29,7 @@ const WRITTEN: u64 = 1 << 63;
 /// Routes as they were compiled last, so that those that did not change stay the very same objects and need not be
 /// compiled into a router again.
 #[derive(Debug, Default)]
-pub struct Memory(HashMap<Key, Remembered>);
+pub(super) struct Memory(HashMap<Key, Remembered>);
 
 #[derive(Debug)]
 struct Remembered {
@@ -39,9 +40,11 @@ struct Remembered {
 
 /// What the routes mean.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) attachments: Vec<Attachment>,
-    pub(super) statuses: Vec<RouteStatus>,
+pub struct Routes {
+    /// Which routes hold for which service port and client.
+    pub attachments: Vec<Attachment>,
+    /// What became of each route.
+    pub statuses: Vec<RouteStatus>,
 }
 
 /// A route on its way.
@@ -68,29 +71,28 @@ type Spot = (ServiceName, u16, Option<Arc<str>>);
 
 pub(super) fn compile(
     objects: &Objects,
-    services: &[model::Service],
+    services: &Snapshot,
     memory: &mut Memory,
     findings: &mut Vec<Finding>,
-) -> Outcome {
-    let services: HashMap<_, _> = services.iter().map(|service| (&service.name, service)).collect();
+) -> Routes {
     let mut candidates: Vec<_> = KINDS
         .iter()
         .flat_map(|kind| in_rank_order(objects, Kind::Route(*kind)))
-        .filter_map(|(key, entry)| candidate(key, entry, objects, &services, memory))
+        .filter_map(|(key, entry)| candidate(key, entry, objects, services, memory))
         .collect();
     let attachments = attach(&mut candidates);
     memory.0.retain(|key, _| objects.get(key).is_some());
     let mut statuses: Vec<_> =
         candidates.iter().map(|candidate| conditions::status(candidate, findings)).collect();
     statuses.sort_by(|a, b| (&a.namespace, a.kind, &a.name).cmp(&(&b.namespace, b.kind, &b.name)));
-    Outcome { attachments, statuses }
+    Routes { attachments, statuses }
 }
 
 fn candidate<'a>(
     key: &'a Key,
     entry: &'a Entry,
     objects: &Objects,
-    services: &HashMap<&ServiceName, &model::Service>,
+    services: &Snapshot,
     memory: &mut Memory,
 ) -> Option<Candidate<'a>> {
     let (Object::Route(written), Kind::Route(kind)) = (&*entry.object, key.kind) else { return None };
@@ -125,10 +127,10 @@ fn ports(
     kind: RouteKind,
     parent: &Parent,
     objects: &Objects,
-    services: &HashMap<&ServiceName, &model::Service>,
+    services: &Snapshot,
 ) -> Result<Vec<u16>, String> {
     let name = &parent.service;
-    let service = services.get(name).ok_or_else(|| references::missing(objects, name))?;
+    let service = services.service(name).ok_or_else(|| references::missing(objects, name))?;
     if service.vips.is_empty() {
         return Err(format!("Service {name} has no ClusterIP, so nobody dials it as a service"));
     }

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use super::super::testing::{World, pod};
 use super::*;
-use crate::model::{
-    self, Action, FailureMode, PolicyName, SpiffeId, TrafficDistribution, Workload, WorkloadName,
-};
+use crate::model::{Action, FailureMode, PolicyName, SpiffeId, TrafficDistribution, Workload, WorkloadName};
 use crate::policy::{Facts, Refusal};
+
+mod histories;
+mod naive;
 
 const ENROLLED: &str =
     "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {weft.dev/mesh: enabled}}\n";
@@ -31,7 +32,7 @@ fn workload(compiled: &Compiled, name: &str) -> Arc<Workload> {
 }
 
 /// By name.
-fn services(compiled: &Compiled) -> Vec<Arc<model::Service>> {
+fn services(compiled: &Compiled) -> Vec<Arc<Service>> {
     let mut services: Vec<_> = compiled.snapshot.services().cloned().collect();
     services.sort_by(|a, b| a.name.cmp(&b.name));
     services

@@ -21,7 +21,7 @@ pub struct Pod {
     /// UID, where there is one.
     pub uid: Option<Arc<str>>,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Owner, from `ownerReferences` or the `app` labels.
     pub owner: Option<Arc<str>>,
     /// Node; empty while not scheduled.
@@ -81,7 +81,7 @@ pub fn accept(pod: &k8s::Pod) -> Result<Pod, Fault> {
         .map_err(|message| Fault::at(FieldPath::of("spec.serviceAccountName"), message))?;
     Ok(Pod {
         uid: metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(Into::into),
-        labels: metadata.labels.clone().unwrap_or_default(),
+        labels: Arc::new(metadata.labels.clone().unwrap_or_default()),
         owner: owner(pod),
         node: spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
         service_account: service_account.into(),

@@ -1,12 +1,12 @@
 //! Whether the backends that routes name exist and can be sent what the route carries.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::discovery::objects::{Key, Kind, Object, Objects};
 use crate::discovery::problem::FieldPath;
 use crate::discovery::status::Reason;
-use crate::model::{AppProtocol, BackendTarget, Filter, RouteKind, RouteRule, Service, ServiceName};
+use crate::model::{AppProtocol, BackendTarget, Filter, RouteKind, RouteRule, ServiceName};
+use crate::registry::Snapshot;
 
 /// A reference that leads nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Broken {
 /// What references are looked up in.
 pub(super) struct World<'a> {
     pub(super) objects: &'a Objects,
-    pub(super) services: &'a HashMap<&'a ServiceName, &'a Service>,
+    pub(super) services: &'a Snapshot,
 }
 
 impl World<'_> {
@@ -61,8 +61,10 @@ impl World<'_> {
             BackendTarget::Invalid { reason } => return Err((Reason::InvalidKind, reason.to_string())),
             BackendTarget::Service { name, port } => (name, *port),
         };
-        let service =
-            self.services.get(name).ok_or_else(|| (Reason::BackendNotFound, missing(self.objects, name)))?;
+        let service = self
+            .services
+            .service(name)
+            .ok_or_else(|| (Reason::BackendNotFound, missing(self.objects, name)))?;
         let has = |udp: bool| service.ports.iter().find(|one| one.port == port && one.udp == udp);
         let speaks_tls =
             |protocol| matches!(kind, RouteKind::Grpc | RouteKind::Http) && protocol == AppProtocol::Tls;

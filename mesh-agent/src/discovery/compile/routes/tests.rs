@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
-use super::super::{Compiled, Memory};
+use super::super::{Compiled, Compiler};
 use crate::discovery::status;
 use crate::discovery::testing::World;
 use crate::model::{BackendTarget, Filter, RouteKind, ServiceName};
@@ -375,10 +375,12 @@ fn two_parents_of_one_route_with_one_port_attach_it_once() {
 #[test]
 fn routes_that_did_not_change_stay_the_same_objects() {
     let mut world = World::new(&[("services.yaml", SERVICES), ("b.yaml", &http("shop/b", WEB, TO_V1))]);
-    let mut memory = Memory::default();
+    let mut compiler = Compiler::default();
     let mut load = |world: &mut World| {
         world.source().refresh(true).unwrap();
-        super::super::compile(world.source().objects(), &mut memory).attachments[0].routes.clone()
+        let changed = world.source().take_changed();
+        let step = compiler.follow(world.source().objects(), &changed);
+        step.routes.expect("routes").attachments[0].routes.clone()
     };
     let first = load(&mut world);
     world.write("c.yaml", &http("shop/c", WEB, TO_V1));
