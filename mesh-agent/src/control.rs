@@ -1,19 +1,31 @@
 //! The control plane: signs SVIDs for the nodes of the mesh.
 //!
-//! Layer 6, one process per mesh. It answers one question: may this node have this identity, and if so, what is its
-//! certificate? A node proves itself with a join token; it gets only the identities of service accounts that have a pod
-//! on it. A stolen node can therefore speak for its own pods and for nobody else.
+//! Layer 6, one process per mesh, or several replicas in a cluster. It answers one question: may this node have this
+//! identity, and if so, what is its certificate? A node proves itself with a join token, or with the token of its agent's
+//! pod; it gets only the identities of service accounts that have a pod on it. A stolen node can therefore speak for its
+//! own pods and for nobody else.
+//!
+//! In a cluster it also says on the objects what became of them.
 //!
 //! It never sees a private key of a workload, is not on the path of any connection, and its absence is noticed only
 //! when certificates run out.
 //!
-//! Reading order: [`admission`] (the rule), [`tokens`] (who is asking), [`limits`] (how often), [`ca`] (keys, signing,
-//! root rotation), [`service`] (one call), [`server`] (the listener, and following files that change).
+//! Reading order: [`admission`] (the rule), [`callers`], [`tokens`] and [`review`] (who is asking), [`limits`] (how
+//! often), [`ca`] (keys, signing, root rotation), [`service`] (one call), [`server`] (the listener), `files` (standalone:
+//! following files that change), [`cluster`] (following a Secret), `bundle` (roots as a ConfigMap), [`lease`] (who leads),
+//! `follow` (list and watch).
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod bundle;
 pub mod ca;
+pub mod callers;
+pub mod cluster;
+mod files;
+mod follow;
+pub mod lease;
 pub mod limits;
+pub mod review;
 pub mod server;
 pub mod service;
 #[cfg(test)]
@@ -30,7 +42,7 @@ use crate::lifecycle::Shutdown;
 use crate::model::TrustDomain;
 use crate::registry::Registry;
 
-/// What the control plane needs to know.
+/// What the control plane needs to know in standalone mode.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The trust domain that the CA vouches for.
@@ -76,19 +88,34 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
-    /// A file of the CA is truncated, or its parts do not belong together.
-    #[error("{path} is not usable: {fault}")]
+    /// A text of the CA is truncated, or its parts do not belong together.
+    #[error("{place} is not usable: {fault}")]
     Authority {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the Secret and its key.
+        place: String,
         /// What is wrong.
         fault: String,
     },
-    /// The state directory belongs to another trust domain.
-    #[error("{path} belongs to trust domain {found}, not to {expected}")]
+    /// The Kubernetes API is away or refuses.
+    #[error("cannot {what}")]
+    Api {
+        /// What was to be done.
+        what: String,
+        /// Why it cannot.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The Secret with the CA's keys is not there.
+    #[error("the Secret {secret} with the CA's keys is not there")]
+    NoSecret {
+        /// Which.
+        secret: String,
+    },
+    /// The keys belong to another trust domain.
+    #[error("{place} belongs to trust domain {found}, not to {expected}")]
     OtherTrustDomain {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the Secret and its key.
+        place: String,
         /// Whose it is.
         found: String,
         /// Whose it should be.

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`labels`] (whose connection it was), [`bounded`] (why cardinality cannot run away), [`connection`]
 //! (the hot path), [`outcome`], [`latency`] and [`request`] (the same for HTTP requests), [`families`] (every metric there
-//! is), [`process`] (the process about itself), [`exposition`] (what `/metrics` says), [`reference`] (docs/metrics.md),
+//! is), `control` (those of the control plane), [`process`] (the process about itself), [`exposition`] (what `/metrics` says), [`reference`] (docs/metrics.md),
 //! [`record`], [`request_record`], [`printable`] and [`access_log`] (one JSON line per connection and per request),
 //! [`trace`] (which trace a request belongs to), [`log`] (the process log).
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@
 pub mod access_log;
 mod bounded;
 pub mod connection;
+mod control;
 pub mod exposition;
 mod families;
 pub mod labels;

@@ -1,17 +1,22 @@
 //! The certificate authority: a root, an intermediate, and the leaves that it signs.
 //!
-//! The root signs intermediates only; the intermediate signs leaves. Both are ECDSA P-256. Every file holds what belongs
-//! together, so each change of state is one rename: [`store`] says how files are written, [`rotation`] how one root
-//! follows another, and this file what is in a certificate.
+//! The root signs intermediates only; the intermediate signs leaves. Both are ECDSA P-256. Every text holds what belongs
+//! together, so each change of state is one step: [`pems`] says what the texts are, [`store`] how they are kept as files,
+//! [`secret`] how in a Secret, [`rotation`] how one root follows another, [`issued`] what it is like when another
+//! authority gives us the intermediate, and this file what is in a certificate.
 //!
 //! No certificate carries name constraints: for URI names they speak of the host part only (RFC 5280 section 4.2.1.10)
 //! and verifiers disagree about them. The agents bind a root to its trust domain by the bundle file instead.
 
+pub mod issued;
+pub mod pems;
 pub mod rotation;
+pub mod secret;
 pub mod store;
 
-pub use rotation::{Phase, Stage, StageRefused, rotate};
-pub use store::Authority;
+pub use pems::{Pems, Place};
+pub use rotation::{Phase, Stage, StageRefused, advance, rotate};
+pub use secret::{SecretRef, rotate_in_secret};
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -41,12 +46,48 @@ pub const SERVING_LIFETIME: Duration = DAY;
 /// Length of an uncompressed P-256 point (SEC 1 section 2.3.3).
 const P256_POINT_LEN: usize = 65;
 
+/// An intermediate with less than this left is replaced: a third of its year, far more than any leaf lives.
+const INTERMEDIATE_LEFT_MIN: Duration = Duration::from_secs(120 * 24 * 3600);
+
+/// The CA as it is now. Immutable; a change of its state makes a new one.
+#[derive(Debug)]
+pub struct Authority {
+    intermediate: Signer,
+    roots: Roots,
+}
+
+/// What stands above the intermediate.
+#[derive(Debug)]
+enum Roots {
+    Own(Box<OwnRoots>),
+    Foreign(ForeignRoots),
+}
+
+/// Roots that we make ourselves.
+#[derive(Debug)]
+struct OwnRoots {
+    active: Signer,
+    next: Option<Signer>,
+    retired: Option<CertificateDer<'static>>,
+}
+
+/// Roots whose keys we never see.
+#[derive(Debug)]
+struct ForeignRoots {
+    /// Between the intermediate and the root, upwards.
+    above: Vec<CertificateDer<'static>>,
+    /// The root of our chain.
+    anchor: CertificateDer<'static>,
+    /// Every root that is published.
+    all: Vec<CertificateDer<'static>>,
+}
+
 /// A key with its certificate.
 pub struct Signer {
     /// The private key.
-    pub(super) key: KeyPair,
+    key: KeyPair,
     /// Its certificate.
-    pub(super) certificate: CertificateDer<'static>,
+    certificate: CertificateDer<'static>,
 }
 
 impl std::fmt::Debug for Signer {
@@ -63,7 +104,7 @@ impl Signer {
 
 /// A fresh root. Its name carries part of its serial number: two roots of the same name in one bundle would make
 /// verifiers try both and report the wrong fault.
-pub(super) fn new_root(trust_domain: &TrustDomain) -> Result<Signer, Error> {
+fn new_root(trust_domain: &TrustDomain) -> Result<Signer, Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let params = authority_params(
         "root",
@@ -76,9 +117,9 @@ pub(super) fn new_root(trust_domain: &TrustDomain) -> Result<Signer, Error> {
 }
 
 /// A fresh intermediate under a root.
-pub(super) fn new_intermediate(trust_domain: &TrustDomain, root: &Signer) -> Result<Signer, Error> {
+fn new_intermediate(trust_domain: &TrustDomain, root: &Signer) -> Result<Signer, Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let not_after = (clock::wall() + INTERMEDIATE_LIFETIME).min(store::validity(&root.certificate).1);
+    let not_after = (clock::wall() + INTERMEDIATE_LIFETIME).min(pems::validity(&root.certificate).1);
     let mut params =
         authority_params("intermediate", trust_domain, BasicConstraints::Constrained(0), not_after)?;
     params.use_authority_key_identifier_extension = true;
@@ -152,6 +193,58 @@ impl RequestedKey {
 }
 
 impl Authority {
+    /// Every root that agents should trust now, PEM, the oldest first. The switch of a rotation does not change it.
+    pub fn bundle_pem(&self) -> String {
+        match &self.roots {
+            Roots::Own(own) => {
+                let next = own.next.as_ref().map(|next| &next.certificate);
+                let roots = [own.retired.as_ref(), Some(&own.active.certificate), next];
+                roots.into_iter().flatten().map(pems::certificate_pem).collect()
+            }
+            Roots::Foreign(foreign) => foreign.all.iter().map(pems::certificate_pem).collect(),
+        }
+    }
+
+    /// What stands behind a leaf: the intermediate, what is above it, then the root, PEM each.
+    pub fn chain_pem(&self) -> Vec<String> {
+        let mut chain: Vec<_> = self.chain().map(pems::certificate_pem).collect();
+        chain.push(self.root_pem());
+        chain
+    }
+
+    /// The root under which leaves are signed now, PEM. Agents that do not have it refuse what is signed.
+    pub fn root_pem(&self) -> String {
+        pems::certificate_pem(match &self.roots {
+            Roots::Own(own) => &own.active.certificate,
+            Roots::Foreign(foreign) => &foreign.anchor,
+        })
+    }
+
+    fn chain(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        let above: &[_] = match &self.roots {
+            Roots::Own(_) => &[],
+            Roots::Foreign(foreign) => &foreign.above,
+        };
+        std::iter::once(&self.intermediate.certificate).chain(above)
+    }
+
+    /// Whether the intermediate is ours to renew and has little time left.
+    pub fn intermediate_is_due(&self) -> bool {
+        matches!(self.roots, Roots::Own(_))
+            && pems::validity(&self.intermediate.certificate).1 < clock::wall() + INTERMEDIATE_LEFT_MIN
+    }
+
+    /// When the intermediate ends, and with it all that it signed.
+    pub fn ends(&self) -> SystemTime {
+        pems::validity(&self.intermediate.certificate).1
+    }
+
+    /// Whether both sign with the same key and publish the same roots.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.intermediate.certificate == other.intermediate.certificate
+            && self.bundle_pem() == other.bundle_pem()
+    }
+
     /// Signs an SVID: the id as the only name, good for both ends of a connection, from 20 s ago for `lifetime` (or
     /// until the intermediate ends).
     ///
@@ -163,7 +256,7 @@ impl Authority {
         key: &RequestedKey,
         lifetime: Duration,
     ) -> Result<CertificateDer<'static>, Error> {
-        let not_after = (clock::wall() + lifetime).min(store::validity(&self.intermediate.certificate).1);
+        let not_after = (clock::wall() + lifetime).min(pems::validity(&self.intermediate.certificate).1);
         self.sign(vec![SanType::URI(id.as_str().try_into()?)], &key.0, not_after)
     }
 
@@ -183,7 +276,7 @@ impl Authority {
         };
         let names = names.iter().map(name).collect::<Result<Vec<_>, _>>()?;
         let leaf = self.sign(names, &key, clock::wall() + SERVING_LIFETIME)?;
-        let chain = vec![leaf, self.intermediate.certificate.clone()];
+        let chain = std::iter::once(leaf).chain(self.chain().cloned()).collect();
         Ok((chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key))))
     }
 

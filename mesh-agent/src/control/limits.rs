@@ -19,26 +19,38 @@ pub struct Limits {
     buckets: HashMap<Arc<str>, Bucket>,
 }
 
+/// One bucket.
 #[derive(Debug)]
-struct Bucket {
+pub(super) struct Bucket {
     tokens: f64,
     filled_at: Instant,
 }
 
-impl Limits {
-    /// Takes one token of the node's; false when it has none. Nodes are known ones (they have a join token), so the map
-    /// does not grow with what strangers send.
-    pub fn admit(&mut self, node: &Arc<str>, now: Instant) -> bool {
-        let full = || Bucket { tokens: BURST, filled_at: now };
-        let bucket = self.buckets.entry(node.clone()).or_insert_with(full);
-        let elapsed = now.saturating_duration_since(bucket.filled_at);
-        bucket.tokens = (bucket.tokens + elapsed.as_secs_f64() * PER_SECOND).min(BURST);
-        bucket.filled_at = now;
-        let admitted = bucket.tokens >= 1.0;
+impl Bucket {
+    /// One that holds all it can.
+    pub(super) fn full(burst: f64, now: Instant) -> Self {
+        Self { tokens: burst, filled_at: now }
+    }
+
+    /// Takes one token; false when there is none.
+    pub(super) fn take(&mut self, burst: f64, per_second: f64, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.filled_at);
+        self.tokens = (self.tokens + elapsed.as_secs_f64() * per_second).min(burst);
+        self.filled_at = now;
+        let admitted = self.tokens >= 1.0;
         if admitted {
-            bucket.tokens -= 1.0;
+            self.tokens -= 1.0;
         }
         admitted
+    }
+}
+
+impl Limits {
+    /// Takes one token of the node's; false when it has none. Nodes are known ones (they have shown a good token), so the map
+    /// does not grow with what strangers send.
+    pub fn admit(&mut self, node: &Arc<str>, now: Instant) -> bool {
+        let bucket = self.buckets.entry(node.clone()).or_insert_with(|| Bucket::full(BURST, now));
+        bucket.take(BURST, PER_SECOND, now)
     }
 }
 

@@ -1,12 +1,11 @@
-//! The listener of the certificate service, and the files that may change under it.
+//! The listener of the certificate service.
 //!
-//! gRPC over HTTP/2 over TLS 1.3, one task per connection. One more task follows the state directory and the join
-//! tokens: a rotation by `rotate-root`, a new node's token and an ageing certificate are taken up without a restart.
+//! gRPC over HTTP/2 over TLS 1.3, one task per connection. One more task follows what may change under it: files
+//! ([`super::files`]) or a Secret ([`super::cluster`]).
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,15 +21,15 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use super::ca::{Authority, SERVING_LIFETIME, store};
+use super::ca::{Authority, SERVING_LIFETIME};
+use super::callers::Callers;
 use super::limits::Limits;
 use super::service::{Service, Stats};
-use super::tokens::JoinTokens;
-use super::{Error, Settings};
+use super::{Error, Settings, cluster, files};
 use crate::identity::tls;
-use crate::identity::watch::DirWatch;
 use crate::identity::wire::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse};
 use crate::lifecycle::{Shutdown, clock, tasks};
+use crate::model::TrustDomain;
 use crate::registry::Registry;
 
 /// Connections at one time; the next ones wait in the kernel's queue. A mesh of a thousand
@@ -53,50 +52,88 @@ const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Pause after accept fails, which is when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A control plane that is ready to run: keys read or made, tokens read, port open, bundle published.
+/// A control plane that is ready to run: keys read or made, port open, bundle published.
 #[derive(Debug)]
 pub struct Control {
     listener: TcpListener,
     address: SocketAddr,
     service: Arc<Service>,
+    config: Arc<ArcSwap<ServerConfig>>,
     follower: Follower,
 }
 
-impl Control {
-    /// Gets everything ready. Synchronous: this is start-up.
-    ///
-    /// # Errors
-    /// The state directory, a join token, the bundle's place or the port cannot be used.
-    pub fn open(settings: Settings, registry: Registry) -> Result<Self, Error> {
-        let authority = Authority::open(&settings.state_dir, &settings.trust_domain)?;
-        let tokens = JoinTokens::load(&settings.join_tokens_dir)?;
-        if let Some(path) = &settings.trust_bundle_out {
-            publish(path, &authority)?;
-        }
-        let unusable = |source| Error::Listen { address: settings.listen, source };
-        let listener = TcpListener::bind(settings.listen).map_err(unusable)?;
-        listener.set_nonblocking(true).map_err(unusable)?;
-        let address = listener.local_addr().map_err(unusable)?;
-        let names = server_names(&settings);
+/// What takes up changes while the listener runs.
+#[derive(Debug)]
+pub(super) enum Follower {
+    Files(files::Follower),
+    Cluster(Box<cluster::Follower>),
+}
+
+/// What the listener serves with, replaced while it runs.
+#[derive(Debug)]
+pub(super) struct Signing {
+    pub(super) service: Arc<Service>,
+    config: Arc<ArcSwap<ServerConfig>>,
+    config_made: Instant,
+    names: Vec<String>,
+}
+
+impl Signing {
+    /// Begins with this authority. `names` are those of the serving certificate.
+    pub(super) fn begin(
+        authority: Authority,
+        trust_domain: TrustDomain,
+        callers: Callers,
+        registry: Registry,
+        names: Vec<String>,
+    ) -> Result<Self, Error> {
         let config = Arc::new(ArcSwap::new(server_config(&authority, &names)?));
         let service = Arc::new(Service {
-            trust_domain: settings.trust_domain,
-            state_dir: settings.state_dir,
+            trust_domain,
             authority: ArcSwap::from_pointee(authority),
-            tokens,
+            callers,
             registry,
             limits: Mutex::new(Limits::default()),
             stats: Arc::new(Stats::default()),
         });
-        let follower = Follower {
-            service: service.clone(),
-            config,
-            config_made: clock::now(),
-            names,
-            tokens_dir: settings.join_tokens_dir,
-            bundle_out: settings.trust_bundle_out,
-        };
-        Ok(Self { listener, address, service, follower })
+        Ok(Self { service, config, config_made: clock::now(), names })
+    }
+
+    /// Signs with what was found from now on, where it differs. The serving certificate is renewed when it is old.
+    pub(super) fn take(&mut self, found: Authority) -> Result<(), Error> {
+        let changed = !found.is_same_as(&self.service.authority.load());
+        if changed || clock::now().saturating_duration_since(self.config_made) > SERVING_LIFETIME / 2 {
+            self.config.store(server_config(&found, &self.names)?);
+            self.config_made = clock::now();
+        }
+        if changed {
+            tracing::info!(phase = %found.phase(), "the CA's keys changed");
+            self.service.authority.store(Arc::new(found));
+        }
+        Ok(())
+    }
+}
+
+impl Control {
+    /// Gets everything ready, in standalone mode. Synchronous: this is start-up.
+    ///
+    /// # Errors
+    /// The state directory, a join token, the bundle's place or the port cannot be used.
+    pub fn open(settings: Settings, registry: Registry) -> Result<Self, Error> {
+        files::open(settings, registry)
+    }
+
+    /// Opens the port.
+    pub(super) fn listen(
+        listen: SocketAddr,
+        signing: &Signing,
+    ) -> Result<impl FnOnce(Follower) -> Self + use<>, Error> {
+        let unusable = |source| Error::Listen { address: listen, source };
+        let listener = TcpListener::bind(listen).map_err(unusable)?;
+        listener.set_nonblocking(true).map_err(unusable)?;
+        let address = listener.local_addr().map_err(unusable)?;
+        let (service, config) = (signing.service.clone(), signing.config.clone());
+        Ok(move |follower| Self { listener, address, service, config, follower })
     }
 
     /// Where it listens (the port is the real one).
@@ -116,8 +153,11 @@ impl Control {
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
         let unusable = |source| Error::Listen { address: self.address, source };
         let listener = tokio::net::TcpListener::from_std(self.listener).map_err(unusable)?;
-        let config = self.follower.config.clone();
-        tasks::spawn("control files", self.follower.run(shutdown.clone()));
+        let config = self.config;
+        match self.follower {
+            Follower::Files(follower) => tasks::spawn("control files", follower.run(shutdown.clone())),
+            Follower::Cluster(follower) => tasks::spawn("control keys", follower.run(shutdown.clone())),
+        };
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -199,72 +239,11 @@ struct Call {
 
 impl UnaryService<CertificateRequest> for Call {
     type Response = CertificateResponse;
-    type Future = Ready<Result<Response<CertificateResponse>, Status>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<CertificateResponse>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<CertificateRequest>) -> Self::Future {
-        ready(self.service.create_certificate(&request, self.peer))
-    }
-}
-
-/// Takes up changes of the state directory and of the join tokens.
-#[derive(Debug)]
-struct Follower {
-    service: Arc<Service>,
-    config: Arc<ArcSwap<ServerConfig>>,
-    config_made: Instant,
-    names: Vec<String>,
-    tokens_dir: PathBuf,
-    bundle_out: Option<PathBuf>,
-}
-
-impl Follower {
-    async fn run(mut self, shutdown: Shutdown) {
-        let dirs = [self.service.state_dir.clone(), self.tokens_dir.clone()];
-        let mut watch = DirWatch::of_directories(dirs.iter().map(PathBuf::as_path));
-        loop {
-            tokio::select! {
-                () = shutdown.requested() => return,
-                () = watch.changed() => {}
-            }
-            if let Err(error) = self.follow_authority() {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "the CA goes on with what it has");
-            }
-            self.follow_tokens();
-        }
-    }
-
-    fn follow_authority(&mut self) -> Result<(), Error> {
-        let (dir, current) = (&self.service.state_dir, self.service.authority.load_full());
-        let found = match current.intermediate_is_due() {
-            true => Authority::open(dir, &self.service.trust_domain)?,
-            false => Authority::read(dir)?,
-        };
-        // Publish first: agents must know a root before they meet a certificate under it.
-        if let Some(path) = &self.bundle_out {
-            publish(path, &found)?;
-        }
-        let changed = !found.is_same_as(&current);
-        if changed || clock::now().saturating_duration_since(self.config_made) > SERVING_LIFETIME / 2 {
-            self.config.store(server_config(&found, &self.names)?);
-            self.config_made = clock::now();
-        }
-        if changed {
-            tracing::info!(phase = %found.phase(), "the CA's files changed");
-            self.service.authority.store(Arc::new(found));
-        }
-        Ok(())
-    }
-
-    fn follow_tokens(&self) {
-        match self.service.tokens.reload() {
-            Ok(left_out) => {
-                for error in left_out {
-                    tracing::error!(%error, "its node is refused");
-                }
-            }
-            Err(error) => tracing::error!(%error, "the join tokens stay as they were"),
-        }
+        let (service, peer) = (self.service.clone(), self.peer);
+        Box::pin(async move { service.create_certificate(&request, peer).await })
     }
 }
 
@@ -273,17 +252,13 @@ fn server_config(authority: &Authority, names: &[String]) -> Result<Arc<ServerCo
     Ok(tls::ca_server_config(tls::certified(chain, key)?)?)
 }
 
-fn server_names(settings: &Settings) -> Vec<String> {
-    let mut names = vec!["weft-control".to_owned(), "localhost".to_owned(), settings.listen.ip().to_string()];
-    names.extend(settings.server_names.iter().cloned());
-    names
-}
-
-/// Writes the bundle where it differs from what is there.
-fn publish(path: &Path, authority: &Authority) -> Result<(), Error> {
-    let bundle = authority.bundle_pem();
-    if std::fs::read(path).is_ok_and(|present| present == bundle.as_bytes()) {
-        return Ok(());
+/// Every name by which agents may reach the service.
+pub(super) fn server_names(listen: SocketAddr, further: &[String]) -> Vec<String> {
+    let mut names = vec!["weft-control".to_owned(), "localhost".to_owned(), listen.ip().to_string()];
+    for name in further {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
     }
-    store::write_whole(path, bundle.as_bytes(), store::PUBLIC)
+    names
 }

@@ -4,7 +4,6 @@
 //! that failed, and a counter.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,9 +13,9 @@ use parking_lot::Mutex;
 use tonic::{Code, Request, Response, Status};
 
 use super::admission::{self, Denial};
-use super::ca::{Authority, RequestedKey, store};
+use super::ca::{Authority, RequestedKey, pems};
+use super::callers::{Callers, Unknown};
 use super::limits::Limits;
-use super::tokens::JoinTokens;
 use crate::identity::wire::{CertificateRequest, CertificateResponse};
 use crate::lifecycle::clock;
 use crate::model::identity::InvalidSpiffeId;
@@ -33,9 +32,8 @@ const SPIFFE_ID_LEN_MAX: usize = 2048;
 #[derive(Debug)]
 pub struct Service {
     pub(super) trust_domain: TrustDomain,
-    pub(super) state_dir: PathBuf,
     pub(super) authority: ArcSwap<Authority>,
-    pub(super) tokens: JoinTokens,
+    pub(super) callers: Callers,
     pub(super) registry: Registry,
     pub(super) limits: Mutex<Limits>,
     pub(super) stats: Arc<Stats>,
@@ -51,6 +49,7 @@ pub struct Stats {
     id_shape: AtomicU64,
     no_pod_on_node: AtomicU64,
     rate_limited: AtomicU64,
+    unavailable: AtomicU64,
     internal: AtomicU64,
 }
 
@@ -71,6 +70,8 @@ pub struct Counts {
     pub no_pod_on_node: u64,
     /// The node asked too often.
     pub rate_limited: u64,
+    /// It cannot be known now who asks.
+    pub unavailable: u64,
     /// The CA could not sign.
     pub internal: u64,
 }
@@ -87,6 +88,7 @@ impl Stats {
             id_shape: read(&self.id_shape),
             no_pod_on_node: read(&self.no_pod_on_node),
             rate_limited: read(&self.rate_limited),
+            unavailable: read(&self.unavailable),
             internal: read(&self.internal),
         }
     }
@@ -94,7 +96,7 @@ impl Stats {
 
 impl Counts {
     /// Refusals by stable label, for metrics.
-    pub fn refused(&self) -> [(&'static str, u64); 7] {
+    pub fn refused(&self) -> [(&'static str, u64); 8] {
         [
             ("bad_token", self.bad_token),
             ("bad_request", self.bad_request),
@@ -102,6 +104,7 @@ impl Counts {
             ("id_shape", self.id_shape),
             ("no_pod_on_node", self.no_pod_on_node),
             ("rate_limited", self.rate_limited),
+            ("unavailable", self.unavailable),
             ("internal", self.internal),
         ]
     }
@@ -110,8 +113,10 @@ impl Counts {
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("join token: none was presented, or it names no node")]
-    BadToken,
+    #[error("{0}")]
+    BadToken(String),
+    #[error("{0}")]
+    Unavailable(String),
     #[error("{0}")]
     BadRequest(String),
     #[error(transparent)]
@@ -122,10 +127,20 @@ enum Refusal {
     Internal,
 }
 
+impl From<Unknown> for Refusal {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::Refused(why) => Self::BadToken(why),
+            Unknown::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
 impl Refusal {
     fn code(&self) -> Code {
         match self {
-            Self::BadToken => Code::Unauthenticated,
+            Self::BadToken(_) => Code::Unauthenticated,
+            Self::Unavailable(_) => Code::Unavailable,
             Self::BadRequest(_) => Code::InvalidArgument,
             Self::Denied(_) => Code::PermissionDenied,
             Self::RateLimited(_) => Code::ResourceExhausted,
@@ -135,7 +150,8 @@ impl Refusal {
 
     fn counter<'a>(&self, stats: &'a Stats) -> &'a AtomicU64 {
         match self {
-            Self::BadToken => &stats.bad_token,
+            Self::BadToken(_) => &stats.bad_token,
+            Self::Unavailable(_) => &stats.unavailable,
             Self::BadRequest(_) => &stats.bad_request,
             Self::Denied(Denial::TrustDomain { .. }) => &stats.trust_domain,
             Self::Denied(Denial::Shape(_)) => &stats.id_shape,
@@ -147,24 +163,25 @@ impl Refusal {
 }
 
 impl Service {
-    /// Answers one call that came from `peer`. Does no I/O.
+    /// Answers one call that came from `peer`. Does no I/O but to find out who asks.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED`, `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `RESOURCE_EXHAUSTED` or `INTERNAL`, with a message.
-    pub fn create_certificate(
+    /// `UNAUTHENTICATED`, `INVALID_ARGUMENT`, `PERMISSION_DENIED`, `RESOURCE_EXHAUSTED`, `UNAVAILABLE` or `INTERNAL`, with
+    /// a message.
+    pub async fn create_certificate(
         &self,
         request: &Request<CertificateRequest>,
         peer: SocketAddr,
     ) -> Result<Response<CertificateResponse>, Status> {
-        let node = bearer(request).and_then(|token| self.tokens.node_of(token));
+        let node = self.callers.node_of(bearer(request)).await;
         let answer = match &node {
-            Some(node) => self.certify(node, request.get_ref()),
-            None => Err(Refusal::BadToken),
+            Ok(node) => self.certify(node, request.get_ref()),
+            Err(unknown) => Err(unknown.clone().into()),
         };
         answer.map(Response::new).map_err(|refusal| {
             refusal.counter(&self.stats).fetch_add(1, Ordering::Relaxed);
             // What was asked for stands in the refusal where it is well formed; strangers' text is not repeated.
-            tracing::warn!(%peer, node = node.as_deref(), %refusal, "certificate refused");
+            tracing::warn!(%peer, node = node.as_deref().ok(), %refusal, "certificate refused");
             Status::new(refusal.code(), refusal.to_string())
         })
     }
@@ -186,8 +203,9 @@ impl Service {
         })?;
         self.stats.issued.fetch_add(1, Ordering::Relaxed);
         tracing::info!(%node, %id, ?lifetime, "certificate issued");
-        let [intermediate, root] = authority.chain_pem();
-        Ok(CertificateResponse { cert_chain: vec![store::certificate_pem(&leaf), intermediate, root] })
+        let leaf = pems::certificate_pem(&leaf);
+        let cert_chain = std::iter::once(leaf).chain(authority.chain_pem()).collect();
+        Ok(CertificateResponse { cert_chain })
     }
 }
 

@@ -1,11 +1,16 @@
 //! The CA and the agents' identities together: a real authority, a real gRPC server on loopback, real handshakes.
 //!
 //! [`issuing`]: who gets what. [`handshakes`]: what peers accept of each other. [`rotation`]: one root after another.
-//! [`files`]: what the CA's own files must be like.
+//! [`files`]: what the CA's own files must be like. Against [`fake_api`], a Kubernetes API in memory: [`reviewing`], who a
+//! pod's token stands for; [`election`], who leads; [`cluster`], replicas over one Secret.
 
+mod cluster;
+mod election;
+mod fake_api;
 mod files;
 mod handshakes;
 mod issuing;
+mod reviewing;
 mod rotation;
 
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! Which node is asking? Join tokens, one file per node.
+//! Which node is asking, in standalone mode? Join tokens, one file per node.
 //!
 //! The file's name is the node's name, its content the token. Files may be added, changed and removed while we run.
 //! A token that a second file repeats names no node at all.

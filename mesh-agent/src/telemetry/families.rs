@@ -15,6 +15,7 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::connection::Connections;
+use super::control::Control;
 use super::labels::{CONNECTION_LABEL_NAMES, REQUEST_LABEL_NAMES};
 use super::process::{self, Process};
 use super::request::Requests;
@@ -33,7 +34,7 @@ pub(super) struct Description {
 }
 
 /// A registry that remembers what was registered.
-struct Catalogue {
+pub(super) struct Catalogue {
     registry: Registry,
     descriptions: Vec<Description>,
 }
@@ -41,7 +42,7 @@ struct Catalogue {
 impl Catalogue {
     /// Registers `metric` and returns it. `name` is without prefix, unit and `_total`; `help` is a sentence without its
     /// full stop.
-    fn add<M>(
+    pub(super) fn add<M>(
         &mut self,
         name: &'static str,
         unit: Option<Unit>,
@@ -87,8 +88,8 @@ struct SpiffeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabels {
-    result: &'static str,
+pub(super) struct ResultLabels {
+    pub(super) result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -130,6 +131,7 @@ pub(super) struct Families {
     pub(super) descriptions: Vec<Description>,
     pub(super) connections: Connections,
     pub(super) requests: Requests,
+    pub(super) control: Control,
     pub(super) access_records_dropped: Counter,
     pub(super) tunnels_open: Gauge,
     pub(super) splice_enabled: Gauge,
@@ -261,6 +263,7 @@ impl Families {
             "Objects that were refused or could not be read when the state was last built",
             Gauge::default(),
         );
+        let control = Control::register(all);
         let version = BuildLabels { version: env!("CARGO_PKG_VERSION") };
         all.registry.register("build", BUILD_HELP, Info::new(version));
         all.describe("build", None, &["version"], BUILD_HELP, MetricType::Info);
@@ -273,6 +276,7 @@ impl Families {
             descriptions: catalogue.descriptions,
             connections,
             requests,
+            control,
             access_records_dropped,
             tunnels_open,
             splice_enabled,

@@ -264,6 +264,9 @@ fn metrics_page_names_the_labels_that_series_carry() {
     telemetry.probe_result("order", false);
     telemetry.kernel_event("closed");
     telemetry.kernel_verdicts("pass", "loopback", 1);
+    telemetry.certificate_requests("issued", 1);
+    telemetry.token_reviewed("good");
+    telemetry.status_written("written");
     requests::touch_every_family(&telemetry);
     let text = telemetry.scrape(Format::OpenMetrics);
     for row in &telemetry.0.families.descriptions {

@@ -12,10 +12,10 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::store::{self, AUTHORITY, NEXT_ROOT, RETIRED_ROOT, SECRET};
-use super::{Authority, BACKDATE, Error, new_intermediate, new_root};
+use super::pems::{self, Pems, Place, authority_pem, certificate_pem, signer_pem};
+use super::{Authority, BACKDATE, Error, Roots, new_intermediate, new_root, store};
 use crate::lifecycle::clock;
 
 /// What a person asks for.
@@ -100,10 +100,10 @@ impl fmt::Display for Phase {
 impl Authority {
     /// Where a rotation stands.
     pub fn phase(&self) -> Phase {
-        match (&self.next, &self.retired) {
-            (Some(_), _) => Phase::Begun,
-            (None, Some(_)) => Phase::Switched,
-            (None, None) => Phase::Steady,
+        match &self.roots {
+            Roots::Own(own) if own.next.is_some() => Phase::Begun,
+            Roots::Own(own) if own.retired.is_some() => Phase::Switched,
+            Roots::Own(_) | Roots::Foreign(_) => Phase::Steady,
         }
     }
 }
@@ -115,29 +115,44 @@ impl Authority {
 /// The stage does not come next or comes too early; a file is unusable or cannot be written. Nothing has changed then.
 pub fn rotate(dir: &Path, stage: Stage, patience: Duration) -> Result<Phase, Error> {
     let _lock = store::lock(dir)?;
-    let authority = Authority::read(dir)?;
-    let trust_domain = authority.trust_domain(dir)?;
-    check_order(&authority, stage)?;
-    check_age(&authority, stage, patience)?;
-    match stage {
-        Stage::Begin => {
-            let next = new_root(&trust_domain)?;
-            store::write_whole(&dir.join(NEXT_ROOT), store::signer_pem(&next).as_bytes(), SECRET)?;
-        }
-        Stage::Switch => {
-            let next = authority.next.as_ref().expect("the order was checked: there is a next root");
-            let intermediate = new_intermediate(&trust_domain, next)?;
-            let retired = store::certificate_pem(&authority.root.certificate);
-            store::write_whole(&dir.join(RETIRED_ROOT), retired.as_bytes(), SECRET)?;
-            // This rename is the switch. Before it, the retired root is the active one and is not counted twice; after
-            // it, the next root is.
-            store::write_authority(dir, next, &intermediate)?;
-            store::remove(&dir.join(NEXT_ROOT))?;
-        }
-        Stage::Finish => store::remove(&dir.join(RETIRED_ROOT))?,
-    }
-    tracing::info!(%stage, file = %dir.join(AUTHORITY).display(), "root rotation");
+    let place = Place::Dir(dir.to_owned());
+    let pems = advance(&store::read_pems(dir)?, &place, stage, patience)?;
+    store::save(dir, &pems)?;
+    tracing::info!(%stage, dir = %dir.display(), "root rotation");
     Ok(Authority::read(dir)?.phase())
+}
+
+/// The texts after one stage.
+///
+/// # Errors
+/// As [`rotate`].
+pub fn advance(before: &Pems, place: &Place, stage: Stage, patience: Duration) -> Result<Pems, Error> {
+    let authority = Authority::parse(before, place)?;
+    let trust_domain = authority.trust_domain(place)?;
+    let roots = authority.own(place)?;
+    check_order(&authority, stage)?;
+    let made = match (stage, &roots.next) {
+        (Stage::Begin, _) | (Stage::Switch, None) => None,
+        // The stage before left its date in a certificate: the next root was made by `begin`, the intermediate by
+        // `switch`.
+        (Stage::Switch, Some(next)) => Some(&next.certificate),
+        (Stage::Finish, _) => Some(&authority.intermediate.certificate),
+    };
+    if let Some(made) = made {
+        check_age(pems::validity(made).0 + BACKDATE, stage, patience)?;
+    }
+    let mut after = before.clone();
+    match stage {
+        Stage::Begin => after.next_root = Some(signer_pem(&new_root(&trust_domain)?)),
+        Stage::Switch => {
+            let next = roots.next.as_ref().expect("the order was checked: there is a next root");
+            after.retired_root = Some(certificate_pem(&roots.active.certificate));
+            after.authority = authority_pem(next, &new_intermediate(&trust_domain, next)?);
+            after.next_root = None;
+        }
+        Stage::Finish => after.retired_root = None,
+    }
+    Ok(after)
 }
 
 fn check_order(authority: &Authority, stage: Stage) -> Result<(), StageRefused> {
@@ -150,14 +165,7 @@ fn check_order(authority: &Authority, stage: Stage) -> Result<(), StageRefused> 
     if stage == next { Ok(()) } else { Err(StageRefused::OutOfOrder { stage, phase, next }) }
 }
 
-/// The stage before left its date in a certificate: the next root was made by `begin`, the intermediate by `switch`.
-fn check_age(authority: &Authority, stage: Stage, patience: Duration) -> Result<(), StageRefused> {
-    let made = match (stage, &authority.next) {
-        (Stage::Begin, _) | (Stage::Switch, None) => return Ok(()),
-        (Stage::Switch, Some(next)) => &next.certificate,
-        (Stage::Finish, _) => &authority.intermediate.certificate,
-    };
-    let made_at = store::validity(made).0 + BACKDATE;
+fn check_age(made_at: SystemTime, stage: Stage, patience: Duration) -> Result<(), StageRefused> {
     let age = clock::wall().duration_since(made_at).unwrap_or_default();
     match patience.checked_sub(age) {
         Some(wait) if !wait.is_zero() => Err(StageRefused::TooEarly { stage, wait }),

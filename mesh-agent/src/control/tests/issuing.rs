@@ -196,7 +196,7 @@ fn with_a_flipped_signature_bit(csr: &str) -> String {
     use rustls_pki_types::pem::PemObject as _;
     let mut der = CertificateSigningRequestDer::from_pem_slice(csr.as_bytes()).expect("PEM").to_vec();
     *der.last_mut().expect("not empty") ^= 1;
-    let certificate = super::super::ca::store::certificate_pem(&der.into());
+    let certificate = super::super::ca::pems::certificate_pem(&der.into());
     certificate.replace("CERTIFICATE", "CERTIFICATE REQUEST")
 }
 
