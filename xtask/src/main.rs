@@ -1,8 +1,9 @@
 //! Everything a developer runs: `cargo xtask <command>`. This file holds the command line only.
 //!
 //! Reading order: [`setup`] (what must be installed), [`ebpf`] and [`build`] (what is built), [`lab`] (nodes and pods on
-//! one machine), [`app`] (the traffic programs that run in its pods), [`demo`] (what is promised, shown), [`bench`] (how
-//! fast it is), [`image`] (what a cluster runs), [`test`] and [`fuzz`] (the checks), [`shell`] (how commands are run), [`clock`].
+//! one machine), [`app`] (the traffic programs that run in its pods), [`demo`] (what is promised, shown), [`cluster`] (a real
+//! Kubernetes), [`bench`] (how fast it is), [`image`] (what a cluster runs), [`test`] and [`fuzz`] (the checks), [`shell`] (how
+//! commands are run), [`clock`].
 
 #![expect(unreachable_pub, reason = "a program has no outside: `pub` marks what a file offers to the others")]
 
@@ -17,6 +18,8 @@ mod lab;
 mod app;
 
 mod demo;
+
+mod cluster;
 
 mod bench;
 
@@ -53,6 +56,9 @@ enum Command {
     /// Nodes and pods as network namespaces on this machine, with one real agent per node.
     #[command(subcommand)]
     Lab(lab::Command),
+    /// A real Kubernetes of two nodes on this machine, or its API server alone.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Small servers and clients that run in the lab's pods.
     #[command(subcommand)]
     App(app::Command),
@@ -73,6 +79,9 @@ enum Command {
     /// The programs that the demo runs in pods.
     #[command(hide = true, subcommand)]
     DemoPart(demo::Part),
+    /// Be a node of a cluster. Started by the cluster only.
+    #[command(hide = true)]
+    ClusterNode(cluster::node::init::Options),
     /// Enter a lab's node or pod, then become the given command. Started by the lab only.
     #[command(hide = true)]
     LabInit(lab::exec::InitOptions),
@@ -84,6 +93,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => ebpf::run().map(|_| ExitCode::SUCCESS),
         Command::Build => build::run().map(|()| ExitCode::SUCCESS),
         Command::Lab(command) => lab::run(command),
+        Command::Cluster(command) => cluster::run(command),
         Command::App(command) => app::run(command),
         Command::Demo(options) => demo::run(&options),
         Command::DemoPart(part) => demo::run_part(&part),
@@ -93,6 +103,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => test::ci(&options).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(options) => fuzz::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::ClusterNode(options) => cluster::node::init::run(&options),
         Command::LabInit(options) => Ok(lab::exec::init(&options)),
     };
     done.unwrap_or_else(|error| {

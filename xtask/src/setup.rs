@@ -48,10 +48,17 @@ pub fn require_bench_tools() -> Result<()> {
     Ok(())
 }
 
+/// Fails, with the command to use, when what makes the cluster's certificates is missing.
+pub fn require_openssl() -> Result<()> {
+    ensure!(has_openssl(), "openssl is missing: install the package openssl");
+    Ok(())
+}
+
 /// Installs what is missing for building and testing.
 pub fn run() -> Result<()> {
     debian_package("ip", "iproute2", has_ip)?;
     debian_package("bpftool", "bpftool", has_bpftool)?;
+    debian_package("openssl", "openssl", has_openssl)?;
     python_tests()?;
     kernel_compiler()?;
     bpf_linker()?;

@@ -30,6 +30,31 @@ fn mount_point(mounts: &str) -> Option<&str> {
     })
 }
 
+/// A hierarchy of cgroup v1.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OlderRoot {
+    /// Its mount point.
+    pub path: PathBuf,
+    /// Its controllers.
+    pub controllers: Vec<String>,
+}
+
+/// The hierarchies of cgroup v1 that are mounted beside cgroup2.
+pub fn older_roots() -> Result<Vec<OlderRoot>> {
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    Ok(older_mounts(&mounts))
+}
+
+fn older_mounts(mounts: &str) -> Vec<OlderRoot> {
+    let of_line = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+        let controllers = options.split(',').map(str::to_owned).collect();
+        (kind == "cgroup").then(|| OlderRoot { path: path.into(), controllers })
+    };
+    mounts.lines().filter_map(of_line).collect()
+}
+
 /// Makes a cgroup and those above it.
 pub fn create(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot make the cgroup {}", path.display()))
@@ -104,6 +129,15 @@ fn children(path: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn older_hierarchies_are_found_with_their_controllers() {
+        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let roots = older_mounts(hybrid);
+        assert_eq!(roots.len(), 1);
+        assert_eq!(roots[0].path, Path::new("/sys/fs/cgroup/cpu"));
+        assert!(roots[0].controllers.iter().any(|name| name == "cpu"));
+    }
 
     #[test]
     fn cgroup2_is_found_on_hybrid_and_on_pure_hosts() {

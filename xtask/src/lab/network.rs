@@ -27,7 +27,7 @@ const EVERYWHERE: [(&str, &str); 5] = [
 ];
 
 /// Settings of a node: it passes packets on, and takes them from wherever they come.
-const NODE: [(&str, &str); 4] = [
+pub const NODE: [(&str, &str); 4] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
@@ -117,19 +117,20 @@ pub fn namespaces(prefix: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(prefix)).collect()
 }
 
-fn add_namespaces(names: &[String]) -> Result<()> {
+/// Makes network namespaces.
+pub fn add_namespaces(names: &[String]) -> Result<()> {
     let script: String = names.iter().map(|name| format!("netns add {name}\n")).collect();
     shell::feed(Command::new("ip").args(["-batch", "-"]), &script).context("cannot make network namespaces")
 }
 
 /// Runs an `ip` script in a namespace.
-fn batch(netns: &str, script: &str) -> Result<()> {
+pub fn batch(netns: &str, script: &str) -> Result<()> {
     shell::feed(Command::new("ip").args(["-n", netns, "-batch", "-"]), script)
         .with_context(|| format!("cannot set up the network of {netns}"))
 }
 
 /// Writes the kernel's settings of a namespace. A thread enters it, for /proc/sys/net shows the reader's own.
-fn settings(netns: &str, more: &[(&str, &str)]) -> Result<()> {
+pub fn settings(netns: &str, more: &[(&str, &str)]) -> Result<()> {
     let path = netns_path(netns);
     let namespace = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let write = || {
