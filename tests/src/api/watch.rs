@@ -22,6 +22,9 @@ use crate::wait::now;
 /// How long before its end a watch has a last bookmark.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
+/// How long the first half of a cut line has to leave the server.
+const FLUSH: Duration = Duration::from_millis(50);
+
 /// A watch that was asked for.
 pub struct Watch {
     inner: Arc<Inner>,
@@ -208,6 +211,8 @@ impl Watch {
             let first = lines.iter().position(|byte| *byte == b'\n').unwrap_or(lines.len());
             lines.truncate(first / 2);
             self.send(lines).await?;
+            // What still stands in the connection's buffer when it breaks is lost.
+            sleep(FLUSH).await;
             let _ = self.to_client.send(Err(io::ErrorKind::ConnectionReset.into())).await;
             return Err(Over);
         }
