@@ -10,10 +10,12 @@
 
 mod check;
 mod client;
+mod cluster;
 mod columns;
 mod commands;
 mod explain;
 pub mod flags;
+mod install;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -98,6 +100,54 @@ pub enum Error {
     /// The answer cannot be written as YAML.
     #[error("the answer cannot be written as YAML")]
     Yaml(#[from] serde_yaml_ng::Error),
+    /// The kubeconfig names no cluster that can be asked.
+    #[error("no cluster can be asked by the kubeconfig: {0}")]
+    Kubeconfig(String),
+    /// The API server does not do what it is asked.
+    #[error("the API server does not give {what}")]
+    Api {
+        /// What was asked for.
+        what: String,
+        /// What it said.
+        #[source]
+        source: kube::Error,
+    },
+    /// The cluster has no such pod of ours.
+    #[error("there is no {what} in {namespace}; is Weft installed? (meshctl install)")]
+    NoPod {
+        /// What was looked for.
+        what: String,
+        /// Where.
+        namespace: &'static str,
+    },
+    /// The API server does not take an object.
+    #[error("{object} is not taken")]
+    Apply {
+        /// Which.
+        object: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server does not serve a kind that was just defined.
+    #[error("the API server does not serve {0} yet; run the command again")]
+    NotServed(String),
+    /// There is no such variant.
+    #[error("there is no overlay {name:?}; there are {known}")]
+    Overlay {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A setting cannot be carried out.
+    #[error("{setting}: {problem}")]
+    Setting {
+        /// As it was written.
+        setting: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// No runtime for the connection.
     #[error("the connection cannot be set up")]
     Runtime(#[source] io::Error),

@@ -6,11 +6,12 @@
 //! the crate `mesh-ebpf`.
 //!
 //! Reading order: [`offsets`] (where the kernel keeps the fields that the programs read), [`load`] (object, pins, links),
-//! [`maps`] (typed tables), [`events`], [`netns`] (visiting a pod's namespace), [`destroy`] (closing sockets by policy),
+//! [`maps`] (typed tables), [`events`], [`netns`] (visiting a pod's namespace), [`destroy`] (closing sockets by policy), [`hooks`] (whose programs are attached),
 //! [`probes`] (does the fast path keep its promises on this kernel), [`sys`].
 
 pub mod destroy;
 pub mod events;
+pub mod hooks;
 pub mod load;
 pub mod maps;
 pub mod netns;

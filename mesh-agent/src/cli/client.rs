@@ -1,5 +1,6 @@
 //! Asking an agent: one GET per connection, HTTP/1.1 without TLS, since admin addresses are local or forwarded.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,15 +13,28 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::Error;
+use super::cluster::{Cluster, Duplex, NAMESPACE, Windows};
+use super::flags::Meshctl;
 
 /// How long an agent may take for one answer. A dump of a large mesh takes about a second.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// An agent's address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Agent {
-    /// `HOST:PORT`.
-    address: String,
+/// An agent and the way to it.
+#[derive(Clone, Debug)]
+pub(super) enum Agent {
+    /// Its windows answer here: `HOST:PORT`.
+    At(String),
+    /// A pod of a cluster.
+    Pod(Cluster, String),
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => f.write_str(address),
+            Self::Pod(_, pod) => write!(f, "{NAMESPACE}/{pod}"),
+        }
+    }
 }
 
 /// What it said.
@@ -31,6 +45,16 @@ pub(super) struct Reply {
 }
 
 impl Agent {
+    /// The one that the command line names: a pod where it speaks of a cluster, else the address.
+    pub(super) fn named(line: &Meshctl) -> Result<Self, Error> {
+        if !line.cluster.is_asked() {
+            return Self::parse(&line.agent);
+        }
+        let cluster = Cluster::connect(&line.cluster)?;
+        let pod = cluster.asked(&line.cluster)?;
+        Ok(Self::Pod(cluster, pod))
+    }
+
     /// Reads `http://HOST:PORT` or `HOST:PORT`.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let refused = || Error::Address(text.to_owned());
@@ -40,24 +64,22 @@ impl Agent {
         let (Some(host), Some(port), true) = (uri.host(), uri.port_u16(), plain) else {
             return Err(refused());
         };
-        Ok(Self { address: format!("{host}:{port}") })
-    }
-
-    /// `HOST:PORT`.
-    pub(super) fn address(&self) -> &str {
-        &self.address
+        Ok(Self::At(format!("{host}:{port}")))
     }
 
     /// Asks; any status is an answer.
     pub(super) fn get(&self, path: &str) -> Result<Reply, Error> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-        runtime.block_on(async {
-            tokio::time::timeout(WAIT, self.exchange(path)).await.map_err(|_elapsed| Error::Timeout {
-                address: self.address.clone(),
-                waited_seconds: WAIT.as_secs(),
-            })?
-        })
+        let late = |_elapsed| Error::Timeout { address: self.to_string(), waited_seconds: WAIT.as_secs() };
+        match self {
+            Self::At(_) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let exchange = async { tokio::time::timeout(WAIT, self.exchange(path)).await.map_err(late)? };
+                runtime.map_err(Error::Runtime)?.block_on(exchange)
+            }
+            Self::Pod(cluster, _) => {
+                cluster.wait(async { tokio::time::timeout(WAIT, self.exchange(path)).await.map_err(late)? })
+            }
+        }
     }
 
     /// Asks for JSON; statuses other than 200 are refusals.
@@ -70,13 +92,34 @@ impl Agent {
     }
 
     async fn exchange(&self, path: &str) -> Result<Reply, Error> {
-        let broke_off = |source| Error::BrokeOff { address: self.address.clone(), source };
-        let stream = TcpStream::connect(&self.address)
-            .await
-            .map_err(|source| Error::Unreachable { address: self.address.clone(), source })?;
+        match self {
+            Self::At(address) => {
+                let stream = TcpStream::connect(address)
+                    .await
+                    .map_err(|source| Error::Unreachable { address: address.clone(), source })?;
+                self.ask(path, stream).await
+            }
+            Self::Pod(cluster, pod) => {
+                // The forwarder has to outlive the exchange.
+                let Windows { stream, _forwarder } = cluster.windows(pod).await?;
+                self.ask(path, stream).await
+            }
+        }
+    }
+
+    /// What the agent is told as its own name.
+    fn host(&self) -> &str {
+        match self {
+            Self::At(address) => address,
+            Self::Pod(..) => "localhost",
+        }
+    }
+
+    async fn ask(&self, path: &str, stream: impl Duplex) -> Result<Reply, Error> {
+        let broke_off = |source| Error::BrokeOff { address: self.to_string(), source };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke_off)?;
         let request = Request::get(path)
-            .header(HOST, &self.address)
+            .header(HOST, self.host())
             .header(ACCEPT, "application/json, text/plain")
             .body(Empty::<Bytes>::new())
             .expect("paths are built here and escaped");

@@ -8,18 +8,20 @@ use serde_json::{Value, json};
 use super::client::{Agent, refusal};
 use super::columns::{self, List, items, text};
 use super::flags::{Command, Meshctl, Output, PolicyCommand};
-use super::{Error, Found, check, explain, table};
+use super::{Error, Found, check, explain, install, table};
 use crate::lifecycle::clock;
 
 /// Carries out a command.
 pub(super) fn run(line: &Meshctl, out: &mut dyn Write, err: &mut dyn Write) -> Result<Found, Error> {
-    let agent = || Agent::parse(&line.agent);
+    let agent = || Agent::named(line);
     let list = |list: &List, out: &mut dyn Write, err: &mut dyn Write| {
         show_list(line, list, &agent()?, clock::wall(), out, err)
     };
     match &line.command {
         Command::Version(flags) => version(line, (!flags.client).then(agent).transpose()?.as_ref(), out),
-        Command::Check => check::run(line.output, &agent()?, out),
+        Command::Install(flags) => install::run(line, flags, out),
+        Command::Uninstall(flags) => install::uninstall(line, flags, out),
+        Command::Check(flags) => check::run(line, flags, out),
         Command::Status => status(line.output, &agent()?, out),
         Command::Workloads => list(&columns::WORKLOADS, out, err),
         Command::Services => list(&columns::SERVICES, out, err),
@@ -37,10 +39,21 @@ pub(super) fn run(line: &Meshctl, out: &mut dyn Write, err: &mut dyn Write) -> R
 pub(super) fn print_value(output: Output, value: &Value, out: &mut dyn Write) -> Result<bool, Error> {
     match output {
         Output::Json => writeln!(out, "{value:#}")?,
-        Output::Yaml => write!(out, "{}", serde_yaml_ng::to_string(value)?)?,
+        Output::Yaml => write!(out, "{}", yaml(value)?)?,
         Output::Table | Output::Wide => return Ok(false),
     }
     Ok(true)
+}
+
+/// As YAML that readers of version 1.1 understand as well: for kubectl a bare `off` is no text.
+pub(super) fn yaml(value: &Value) -> Result<String, Error> {
+    let quoted = |line: &str| {
+        let (head, word) = line.rsplit_once(' ')?;
+        let is_switch = ["on", "off", "yes", "no", "y", "n"].iter().any(|one| word.eq_ignore_ascii_case(one));
+        (is_switch && head.ends_with([':', '-'])).then(|| format!("{head} \"{word}\"\n"))
+    };
+    let text = serde_yaml_ng::to_string(value)?;
+    Ok(text.lines().map(|line| quoted(line).unwrap_or_else(|| format!("{line}\n"))).collect())
 }
 
 fn version(line: &Meshctl, agent: Option<&Agent>, out: &mut dyn Write) -> Result<Found, Error> {
@@ -118,7 +131,7 @@ fn summary(agent: &Agent) -> Result<Value, Error> {
     };
     let (workloads, certificates) = (list(&columns::WORKLOADS)?, list(&columns::CERTIFICATES)?);
     Ok(json!({
-        "agent": agent.address(),
+        "agent": agent.to_string(),
         "node": version["node"],
         "version": version["version"],
         "ready": ready.status == 200,

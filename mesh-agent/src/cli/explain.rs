@@ -28,7 +28,7 @@ pub(super) fn run(line: &Meshctl, flags: &ExplainFlags, out: &mut dyn Write) -> 
     let verdict = match &flags.world {
         Some(dir) => from_world(dir, &question)?,
         None => {
-            let agent = Agent::parse(&line.agent)?;
+            let agent = Agent::named(line)?;
             agent.json(&query(&from, &to, flags))?
         }
     };

@@ -18,6 +18,10 @@ pub struct Meshctl {
     )]
     pub agent: String,
 
+    /// A cluster instead of an address.
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
+
     /// How to print the answer
     #[arg(short, long, global = true, value_name = "SHAPE", value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -29,6 +33,42 @@ pub struct Meshctl {
     /// What to ask.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Which cluster, and which pod of it. Its API server is asked with the rights of whoever asks.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterFlags {
+    /// Ask the cluster of the current kubeconfig instead of an address; the flags below mean this too
+    #[arg(long = "cluster", global = true)]
+    pub current: bool,
+
+    /// The kubeconfig [default: as for kubectl]
+    #[arg(long, global = true, env = "WEFT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The kubeconfig's context [default: its current one]
+    #[arg(long, global = true, env = "WEFT_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// The agent of this node [default: the control plane]
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "pod")]
+    pub node: Option<String>,
+
+    /// A pod of weft-system
+    #[arg(long, global = true, value_name = "NAME")]
+    pub pod: Option<String>,
+}
+
+impl ClusterFlags {
+    /// Whether the command line speaks of a cluster.
+    pub fn is_asked(&self) -> bool {
+        self.current
+            || self.kubeconfig.is_some()
+            || self.context.is_some()
+            || self.node.is_some()
+            || self.pod.is_some()
+    }
 }
 
 /// How to print an answer.
@@ -49,8 +89,12 @@ pub enum Output {
 pub enum Command {
     /// Show the versions of meshctl and of the agent
     Version(VersionFlags),
-    /// Find out whether all is well with the agent, and what is not
-    Check,
+    /// Put Weft into a cluster, or bring it up to this version
+    Install(InstallFlags),
+    /// Take Weft out of a cluster and out of its nodes' kernels; pods run on without it
+    Uninstall(UninstallFlags),
+    /// Find out whether all is well with an agent, a whole mesh or a cluster to be, and what is not
+    Check(CheckFlags),
     /// Show the agent's state in a few lines
     Status,
     /// List the pods that the mesh knows
@@ -77,6 +121,59 @@ pub enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+}
+
+/// Flags of `meshctl install`.
+#[derive(Debug, Args)]
+#[command(after_help = INSTALL_EXAMPLES)]
+pub struct InstallFlags {
+    /// Which variant: kind, debug or strict
+    #[arg(long, value_name = "NAME")]
+    pub overlay: Option<String>,
+
+    /// Change one thing: image, imagePullPolicy, cgroupRoot or controlReplicas; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+
+    /// Print the objects instead of applying them
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Take over fields that somebody else has set
+    #[arg(long)]
+    pub force_conflicts: bool,
+
+    /// Wait until all agents and control planes are ready
+    #[arg(long)]
+    pub wait: bool,
+
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub timeout: String,
+}
+
+/// Flags of `meshctl uninstall`.
+#[derive(Debug, Args)]
+pub struct UninstallFlags {
+    /// Also delete our kinds, and with them every policy
+    #[arg(long)]
+    pub crds: bool,
+
+    /// How long to wait for the nodes
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub timeout: String,
+}
+
+/// Flags of `meshctl check`. Without any: the agent at --agent; with --cluster, the whole mesh.
+#[derive(Debug, Args)]
+pub struct CheckFlags {
+    /// Before an installation: the cluster, and our rights in it
+    #[arg(long)]
+    pub pre: bool,
+
+    /// This machine as a node: its kernel, control groups and hooks of others. Asks no cluster; needs root
+    #[arg(long, conflicts_with = "pre")]
+    pub host: bool,
 }
 
 /// Flags of `meshctl version`.
@@ -143,9 +240,21 @@ Examples:
   meshctl policy explain --from shop/web --to shop/orders:80
   meshctl connections -o json | jq '.[] | select(.path == \"splice\")'
   meshctl metrics certificate
+  meshctl install --wait
+  meshctl check --cluster
+  meshctl connections --node worker-1
   WEFT_AGENT=http://10.0.0.7:15020 meshctl check
 
 Exit codes: 0 healthy or allowed, 1 unhealthy or denied, 2 no answer.";
+
+const INSTALL_EXAMPLES: &str = "\
+Examples:
+  meshctl install --dry-run | less
+  meshctl install --wait
+  meshctl install --overlay strict --context production
+  meshctl install --set image=registry.example.org/weft:0.1.0
+
+Exit codes: 0 applied (and ready, with --wait), 1 not ready in time, 2 not applied.";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
