@@ -3,7 +3,7 @@
 //! Validation looks at one object at a time ("parse, don't validate": what is kept is the facts that the mesh needs,
 //! already read). What depends on other objects is `compile`'s part.
 //!
-//! Reading order: this file, `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `route`, `policy`, `config`.
+//! Reading order: this file, `read` (one object, whatever its source), `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `route`, `policy`, `config`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod config;
 pub mod pod;
 pub mod policy;
+pub mod read;
 pub mod route;
 pub mod service;
 pub mod slice;
@@ -213,6 +214,11 @@ impl Objects {
     /// what the first asked for.
     pub fn take_changed(&mut self) -> BTreeSet<Key> {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Removes, if it is there.
+    pub fn remove(&mut self, key: &Key) {
+        self.0.remove(key);
     }
 
     /// One object.

@@ -59,6 +59,15 @@ impl Fault {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.field.is_root() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
 /// The way from an object's root to one of its fields.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct FieldPath(pub Vec<Segment>);

@@ -3,14 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as slices};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::discovery::objects::{Key, Kind, Object, cluster, config, pod, policy, route, service, slice};
+use crate::discovery::objects::read::{self, Recognised, Written, recognise};
+use crate::discovery::objects::{Key, Object};
 use crate::discovery::problem::{Fault, FieldPath, Problem, Segment};
-use crate::discovery::resources::{AuthorizationPolicy, MeshConfig};
-use crate::model::RouteKind;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,63 +137,6 @@ struct EnvelopeMetadata {
     self_link: Option<IgnoredAny>,
 }
 
-/// Kinds of ours that later releases will read.
-const LATER: [&str; 5] =
-    ["BackendPolicy", "RateLimitPolicy", "TrafficShapingPolicy", "FaultInjection", "ExternalWorkload"];
-
-enum Recognised {
-    Ours(Kind),
-    Ignored(String),
-    Refused(Fault),
-}
-
-fn recognise(api_version: &str, kind: &str) -> Recognised {
-    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-    let refuse = |field, message| Recognised::Refused(Fault::at(FieldPath::of(field), message));
-    match (group, version, kind) {
-        ("", "v1", "Namespace") => Recognised::Ours(Kind::Namespace),
-        ("", "v1", "Node") => Recognised::Ours(Kind::Node),
-        ("", "v1", "ServiceAccount") => Recognised::Ours(Kind::ServiceAccount),
-        ("", "v1", "Pod") => Recognised::Ours(Kind::Pod),
-        ("", "v1", "Service") => Recognised::Ours(Kind::Service),
-        ("", "v1", "List") => {
-            refuse("kind", "a List is not read: write its items as documents of their own".into())
-        }
-        ("discovery.k8s.io", "v1", "EndpointSlice") => Recognised::Ours(Kind::EndpointSlice),
-        ("gateway.networking.k8s.io", version, kind) => recognise_route(version, kind),
-        ("weft.dev", "v1alpha1", "MeshConfig") => Recognised::Ours(Kind::MeshConfig),
-        ("weft.dev", "v1alpha1", "AuthorizationPolicy") => Recognised::Ours(Kind::AuthorizationPolicy),
-        ("weft.dev", "v1alpha1", kind) if LATER.contains(&kind) => {
-            refuse("kind", format!("{kind} is not supported yet"))
-        }
-        ("weft.dev", "v1alpha1", kind) => {
-            refuse("kind", format!("{kind:?} is not a kind of weft.dev/v1alpha1"))
-        }
-        ("weft.dev", version, _) => refuse(
-            "apiVersion",
-            format!("version {version:?} of weft.dev is not known: write weft.dev/v1alpha1"),
-        ),
-        ("", ..) => Recognised::Ignored(kind.to_owned()),
-        _ => Recognised::Ignored(format!("{kind}.{group}")),
-    }
-}
-
-/// Routes, in the versions that have the shape of today's.
-fn recognise_route(version: &str, kind: &str) -> Recognised {
-    let (route, versions): (RouteKind, &[&str]) = match kind {
-        "HTTPRoute" => (RouteKind::Http, &["v1", "v1beta1"]),
-        "GRPCRoute" => (RouteKind::Grpc, &["v1"]),
-        "TLSRoute" => (RouteKind::Tls, &["v1", "v1alpha3", "v1alpha2"]),
-        "TCPRoute" => (RouteKind::Tcp, &["v1", "v1alpha2"]),
-        _ => return Recognised::Ignored(format!("{kind}.gateway.networking.k8s.io")),
-    };
-    if versions.contains(&version) {
-        return Recognised::Ours(Kind::Route(route));
-    }
-    let message = format!("version {version:?} of {kind} is not known: write {}", versions.join(" or "));
-    Recognised::Refused(Fault::at(FieldPath::of("apiVersion"), message))
-}
-
 impl Document {
     /// Line of the file with the first content of the document.
     pub(super) fn content_line(&self) -> usize {
@@ -230,128 +171,22 @@ impl Document {
         };
         let metadata = header.metadata.unwrap_or(HeaderMetadata { name: None, namespace: None });
         match Key::new(kind, metadata.namespace.as_deref(), metadata.name.as_deref()) {
-            Ok(key) => self.read_object(key),
+            Ok(key) => match read::read(self, &key) {
+                read::Reading::Good { object, fault } => Reading::Good { key, object, fault },
+                read::Reading::Bad { fault, stand_in } => Reading::Bad { key: Some(key), fault, stand_in },
+            },
             Err(fault) => nameless(self.place(fault)),
         }
     }
 
-    fn read_object(&self, key: Key) -> Reading {
-        let object = match key.kind {
-            Kind::AuthorizationPolicy => return self.read_policy(key),
-            Kind::MeshConfig => self
-                .parse_ours()
-                .and_then(|object: MeshConfig| self.accepted(config::accept(&object.spec)))
-                .map(Object::MeshConfig),
-            Kind::Route(kind) => self
-                .parse::<serde_json::Value>()
-                .and_then(|object| self.accepted(route::accept(&key, kind, &object)))
-                .map(|route| Object::Route(Box::new(route))),
-            Kind::Namespace => self
-                .parse::<core::Namespace>()
-                .and_then(|object| self.accepted(cluster::accept_namespace(&object)))
-                .map(Object::Namespace),
-            Kind::Node => {
-                self.parse::<core::Node>().map(|object| Object::Node(cluster::accept_node(&object)))
-            }
-            Kind::ServiceAccount => self.parse::<core::ServiceAccount>().map(|_| Object::ServiceAccount),
-            Kind::Pod => self
-                .parse::<core::Pod>()
-                .and_then(|object| self.accepted(pod::accept(&object)))
-                .map(|pod| Object::Pod(Box::new(pod))),
-            Kind::Service => self
-                .parse::<core::Service>()
-                .and_then(|object| self.accepted(service::accept(&object)))
-                .map(Object::Service),
-            Kind::EndpointSlice => self
-                .parse::<slices::EndpointSlice>()
-                .and_then(|object| self.accepted(slice::accept(&object)))
-                .map(Object::EndpointSlice),
-        };
-        match object {
-            Ok(object) => Reading::Good { key, object, fault: None },
-            Err(fault) => {
-                let stand_in = (key.kind == Kind::MeshConfig).then_some(Object::UnusableMeshConfig);
-                Reading::Bad { key: Some(key), fault, stand_in }
-            }
-        }
-    }
-
-    fn read_policy(&self, key: Key) -> Reading {
-        let boxed = |policy| Object::AuthorizationPolicy(Box::new(policy));
-        let spec = match self.parse_ours::<AuthorizationPolicy>() {
-            Ok(object) => object.spec,
-            Err(fault) => {
-                let remains = self.parse::<policy::Remains>().ok();
-                let stand_in = remains.and_then(|remains| remains.refusing(&key, &fault.to_string()));
-                return Reading::Bad { key: Some(key), fault, stand_in: stand_in.map(boxed) };
-            }
-        };
-        let refusing = |reason: &str| {
-            policy::refusing(&key, &spec.target_refs, policy::action(spec.action), reason).map(boxed)
-        };
-        if let Some(fault) = policy::unsupported(&spec) {
-            let fault = self.place(fault);
-            return match refusing(&fault.to_string()) {
-                Some(object) => Reading::Good { key, object, fault: Some(fault) },
-                None => Reading::Bad { key: Some(key), fault, stand_in: None },
-            };
-        }
-        match self.accepted(policy::accept(&key, &spec)) {
-            Ok(policy) => Reading::Good { key, object: boxed(policy), fault: None },
-            Err(fault) => {
-                let stand_in = refusing(&fault.to_string());
-                Reading::Bad { key: Some(key), fault, stand_in }
-            }
-        }
-    }
-
-    fn parse_ours<T: DeserializeOwned>(&self) -> Result<T, Placed> {
-        self.parse::<Envelope>()?;
-        self.parse()
-    }
-
-    fn accepted<T>(&self, result: Result<T, Fault>) -> Result<T, Placed> {
-        result.map_err(|fault| self.place(fault))
-    }
-
-    fn place(&self, fault: Fault) -> Placed {
-        Placed { spot: self.locate(&fault.field), fault }
-    }
-
-    fn parse<T: DeserializeOwned>(&self) -> Result<T, Placed> {
-        match self.format {
-            Format::Yaml => {
-                let deserializer = serde_yaml_ng::Deserializer::from_str(&self.text);
-                serde_path_to_error::deserialize(deserializer).map_err(|error| {
-                    let spot = error.inner().location().map(|at| (at.line(), at.column()));
-                    self.misread(error.path(), spot, &error.inner().to_string())
-                })
-            }
-            Format::Json => {
-                let mut deserializer = serde_json::Deserializer::from_str(&self.text);
-                serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-                    let spot = (error.inner().line(), error.inner().column());
-                    self.misread(error.path(), Some(spot), &error.inner().to_string())
-                })
-            }
-        }
-    }
-
     fn misread(&self, path: &serde_path_to_error::Path, spot: Option<(usize, usize)>, text: &str) -> Placed {
-        let mut field = FieldPath::from(path);
-        let message = bare_message(text, &path.to_string());
-        if let Some(unknown) = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
-            && field.0.last() != Some(&Segment::Key(unknown.to_owned()))
-        {
-            field = field.key(unknown);
-        }
         let spot = match spot {
             Some((line, column)) => {
                 Spot { line: Some(self.first_line + line.saturating_sub(1)), column: Some(column) }
             }
             None => Spot { line: Some(self.content_line()), column: None },
         };
-        Placed { spot, fault: Fault { field, message: message.to_owned() } }
+        Placed { spot, fault: read::misread(path, text) }
     }
 
     /// Where a field's value is written; for a field that is not there, the nearest thing around it.
@@ -380,23 +215,41 @@ impl Document {
     }
 }
 
-impl fmt::Display for Placed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.fault.field.is_root() {
-            write!(f, "{}: ", self.fault.field)?;
+impl Written for Document {
+    type Fault = Placed;
+
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, Placed> {
+        match self.format {
+            Format::Yaml => {
+                let deserializer = serde_yaml_ng::Deserializer::from_str(&self.text);
+                serde_path_to_error::deserialize(deserializer).map_err(|error| {
+                    let spot = error.inner().location().map(|at| (at.line(), at.column()));
+                    self.misread(error.path(), spot, &error.inner().to_string())
+                })
+            }
+            Format::Json => {
+                let mut deserializer = serde_json::Deserializer::from_str(&self.text);
+                serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+                    let spot = (error.inner().line(), error.inner().column());
+                    self.misread(error.path(), Some(spot), &error.inner().to_string())
+                })
+            }
         }
-        f.write_str(&self.fault.message)
+    }
+
+    fn check_outer_fields(&self) -> Result<(), Placed> {
+        self.parse::<Envelope>().map(drop)
+    }
+
+    fn place(&self, fault: Fault) -> Placed {
+        Placed { spot: self.locate(&fault.field), fault }
     }
 }
 
-/// The parsers put place and path (of the field, or of what holds it) into their text; both are told apart here.
-fn bare_message<'a>(text: &'a str, path: &str) -> &'a str {
-    let text = match text.split_once(": ") {
-        Some((head, rest)) if path.starts_with(head) => rest,
-        _ => text,
-    };
-    // What follows counts lines from the document's own beginning.
-    text.find(" at line ").map_or(text, |end| &text[..end])
+impl fmt::Display for Placed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fault.fmt(f)
+    }
 }
 
 /// Follows a path into a document and raises an error where it ends, since only errors know their place.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Fault, FieldPath};
 use crate::model::FailureMode;
@@ -34,8 +34,8 @@ pub struct Node {
 ///
 /// # Errors
 /// A label or annotation of ours that cannot be read.
-pub fn accept_namespace(namespace: &k8s::Namespace) -> Result<Namespace, Fault> {
-    let annotations = namespace.metadata.annotations.as_ref();
+pub fn accept_namespace(metadata: &ObjectMeta) -> Result<Namespace, Fault> {
+    let annotations = metadata.annotations.as_ref();
     let failure_mode = match annotations.and_then(|map| map.get(AGENT_DOWN)).map(String::as_str) {
         None | Some("closed") => FailureMode::Closed,
         Some("plain") => FailureMode::Plain,
@@ -46,18 +46,18 @@ pub fn accept_namespace(namespace: &k8s::Namespace) -> Result<Namespace, Fault> 
             ));
         }
     };
-    let splice = super::switch(namespace.metadata.labels.as_ref(), "labels", super::pod::SPLICE_LABEL)?;
+    let splice = super::switch(metadata.labels.as_ref(), "labels", super::pod::SPLICE_LABEL)?;
     Ok(Namespace {
-        mesh: super::mesh_label(&namespace.metadata)?,
+        mesh: super::mesh_label(metadata)?,
         splice,
-        forward_client_cert: super::forward_client_cert(&namespace.metadata)?,
+        forward_client_cert: super::forward_client_cert(metadata)?,
         failure_mode,
     })
 }
 
 /// Takes what the mesh needs.
-pub fn accept_node(node: &k8s::Node) -> Node {
-    let labels = node.metadata.labels.as_ref();
+pub fn accept_node(metadata: &ObjectMeta) -> Node {
+    let labels = metadata.labels.as_ref();
     let zone = labels.and_then(|labels| labels.get("topology.kubernetes.io/zone"));
     Node { zone: zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()) }
 }
