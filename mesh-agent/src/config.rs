@@ -3,7 +3,7 @@
 //! Layer 7: what a person wrote on a command line or in the environment (`WEFT_*`) ends here; rooms get values that are
 //! already checked. Objects in YAML are `discovery`'s. Nothing here opens a socket, starts a thread or changes a file.
 //!
-//! Reading order: [`flags`] (every flag there is), [`node`] and [`control`] (flags to settings), [`checks`] (how a refusal
+//! Reading order: [`flags`] (every flag there is), [`node`], [`control`] and `source` (flags to settings), [`checks`] (how a refusal
 //! is made).
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod checks;
 pub mod control;
 pub mod flags;
 pub mod node;
+mod source;
 #[cfg(test)]
 mod tests;
 

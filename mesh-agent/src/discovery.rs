@@ -1,28 +1,34 @@
 //! Where knowledge comes from: Kubernetes objects, turned into registry, route and policy changes.
 //!
-//! Layer 3, before station 1 of the walk: everything above decides by what this room has published. In standalone mode
-//! the source is a watched directory of YAML; the Kubernetes API will be a second source of the same objects, and
-//! nothing above will know which. It never decides about a connection and never talks to the kernel.
+//! Layer 3, before station 1 of the walk: everything above decides by what this room has published. The source is the
+//! Kubernetes API, or a watched directory of YAML; the objects are read by the same code, and nothing above knows which
+//! it was. It never decides about a connection, never talks to the kernel, and never writes to its source.
 //!
 //! A bad object never takes down good ones: its last good version stays in force and a [`Problem`] says where to look.
 //!
-//! Reading order: `resources` (our kinds as written), `crds` (what the API server learns of them), `objects` (validated objects), `problem`, `files` (the source),
-//! `compile` (objects to registry, routes and policies), `status` (what became of routes), `watch` (again, on every change), `access` (the way to the Kubernetes API), `duration`.
+//! Reading order: `resources` (our kinds as written), `crds` (what the API server learns of them), `objects` (validated
+//! objects), `problem`, `files` and `watch` (the directory, and again on every change), `access` (the way to the Kubernetes
+//! API) and `api` (objects from there), `compile` (objects to registry, routes and policies), `status` (what became of
+//! routes), `duration`.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::watch as signal;
 
 use crate::lifecycle::{Shutdown, clock};
 use crate::policy::{self, PolicySet};
 use crate::registry::{self, Snapshot};
 use crate::route::{self, RouteTable};
+use crate::telemetry::Telemetry;
 
 pub mod access;
+pub mod api;
 pub mod compile;
 pub mod crds;
 mod duration;
@@ -36,16 +42,19 @@ mod testing;
 mod watch;
 
 pub use access::Access;
-use compile::Compiler;
+use compile::{Compiler, Finding};
+use objects::{Key, Objects};
 pub use problem::Problem;
 pub use status::RouteStatus;
 
-/// Settings of this room.
+/// Where the objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub enum Settings {
     /// Directory of `*.yaml`, `*.yml` and `*.json`, read with its subdirectories. Names that begin with a dot are passed
     /// over.
-    pub dir: PathBuf,
+    Directory(PathBuf),
+    /// The Kubernetes API.
+    Kubernetes(Access),
 }
 
 /// Why discovery cannot start.
@@ -63,11 +72,39 @@ pub enum Error {
     /// There is a `MeshConfig` and it cannot be used: trust domain and defaults are not to be guessed.
     #[error("unusable MeshConfig: {0}")]
     MeshConfig(Box<Problem>),
+    /// There is no client of the API.
+    #[error("the Kubernetes API cannot be asked")]
+    Api(#[from] access::Unreachable),
 }
 
 /// A running discovery: what it has to report. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Discovery(Arc<Mutex<Report>>);
+pub struct Discovery {
+    report: Arc<Mutex<Report>>,
+    source: Arc<Settings>,
+    feeds: Option<api::Feeds>,
+    published: signal::Receiver<bool>,
+}
+
+/// Where objects come from, and how that goes.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "source", rename_all = "camelCase")]
+pub enum SourceReport {
+    /// A directory.
+    Directory {
+        /// It.
+        path: PathBuf,
+        /// Objects in force.
+        objects: usize,
+    },
+    /// The Kubernetes API.
+    Kubernetes {
+        /// Objects in force.
+        objects: usize,
+        /// One per kind.
+        kinds: Vec<api::FeedReport>,
+    },
+}
 
 #[derive(Debug, Default)]
 struct Report {
@@ -80,56 +117,85 @@ struct Report {
 impl Discovery {
     /// What there is to mend now, by file and line.
     pub fn problems(&self) -> Vec<Problem> {
-        self.0.lock().problems.clone()
+        self.report.lock().problems.clone()
     }
 
     /// How many problems there are now.
     pub fn problem_count(&self) -> usize {
-        self.0.lock().problems.len()
+        self.report.lock().problems.len()
     }
 
     /// Objects of kinds that the mesh does not read, counted by `kind.group`.
     pub fn ignored(&self) -> BTreeMap<String, usize> {
-        self.0.lock().ignored.clone()
+        self.report.lock().ignored.clone()
     }
 
     /// What became of each route, by namespace, kind and name.
     pub fn routes(&self) -> Arc<[RouteStatus]> {
-        self.0.lock().routes.clone()
+        self.report.lock().routes.clone()
     }
 
     /// How many objects are in force.
     pub fn object_count(&self) -> usize {
-        self.0.lock().objects
+        self.report.lock().objects
+    }
+
+    /// Where objects come from, and how that goes.
+    pub fn source(&self) -> SourceReport {
+        let objects = self.object_count();
+        match (&*self.source, &self.feeds) {
+            (Settings::Directory(path), _) => SourceReport::Directory { path: path.clone(), objects },
+            (Settings::Kubernetes(_), feeds) => {
+                let kinds = feeds.as_ref().map(api::Feeds::report).unwrap_or_default();
+                SourceReport::Kubernetes { objects, kinds }
+            }
+        }
+    }
+
+    /// Completes once the first state has been published, or when there will be none because the process stops. Cancel
+    /// safe.
+    pub async fn first_state(&self) {
+        let mut published = self.published.clone();
+        // An error means that the publisher is gone.
+        let _ = published.wait_for(|published| *published).await;
     }
 }
 
-/// Reads the directory, publishes what it says, and keeps watching until shutdown.
+/// Reads objects from their source, publishes what they say, and keeps following changes until shutdown.
 ///
-/// The first state is published before this returns. Must be called inside a tokio runtime; files are read on the
-/// runtime's own threads, so it should not be one that relays connections.
+/// A directory's first state is published before this returns; files are read on the runtime's own threads, so it should
+/// not be one that relays connections. For the API, [`Discovery::first_state`] says when there is a state.
 ///
 /// # Errors
-/// The directory cannot be read, or holds a `MeshConfig` that cannot be used.
-pub fn start(
+/// The directory cannot be read, or holds a `MeshConfig` that cannot be used; there is no client of the API. An API that
+/// does not answer is no error: it is asked again until it does.
+pub async fn start(
     settings: Settings,
     registry: registry::Writer,
     policies: policy::Writer,
     routes: route::Writer,
+    telemetry: &Telemetry,
     shutdown: Shutdown,
 ) -> Result<Discovery, Error> {
-    let mut source = files::Source::new(settings.dir);
-    source.refresh(true)?;
-    if let Some(problem) = source.unusable_mesh_config() {
-        return Err(Error::MeshConfig(Box::new(problem)));
-    }
-    let discovery = Discovery(Arc::default());
-    let compiler = Compiler::default();
-    let mut publisher =
-        Publisher { source, registry, policies, routes, compiler, discovery: discovery.clone() };
-    publisher.publish();
-    watch::start(publisher, shutdown);
-    Ok(discovery)
+    let mut publisher = Publisher::new(registry, policies, routes);
+    let (report, published) = (publisher.report.clone(), publisher.first.subscribe());
+    let feeds = match &settings {
+        Settings::Directory(dir) => {
+            let mut source = files::Source::new(dir.clone());
+            source.refresh(true)?;
+            if let Some(problem) = source.unusable_mesh_config() {
+                return Err(Error::MeshConfig(Box::new(problem)));
+            }
+            publisher.publish(&mut source);
+            watch::start(source, publisher, shutdown);
+            None
+        }
+        Settings::Kubernetes(access) => {
+            let client = access.client().await?;
+            Some(api::start(&client, publisher, telemetry, &shutdown))
+        }
+    };
+    Ok(Discovery { report, source: Arc::new(settings), feeds, published })
 }
 
 /// Reads the directory once, for tools. Where a `MeshConfig` cannot be used, the state admits nobody by default.
@@ -164,24 +230,46 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
 }
 
-/// The source and the places that its state goes to.
+/// What has objects.
+trait Source {
+    /// The objects in force.
+    fn objects(&self) -> &Objects;
+
+    /// The objects that changed since the last call; see [`Objects::take_changed`].
+    fn take_changed(&mut self) -> BTreeSet<Key>;
+
+    /// Everything to mend: what single objects got wrong, and what `compile` found between them.
+    fn problems(&self, findings: &[Finding]) -> Vec<Problem>;
+
+    /// Objects of kinds that the mesh does not read, counted by `kind.group`.
+    fn ignored(&self) -> BTreeMap<String, usize> {
+        BTreeMap::new()
+    }
+}
+
+/// The places that the state goes to.
 #[derive(Debug)]
 struct Publisher {
-    source: files::Source,
     registry: registry::Writer,
     policies: policy::Writer,
     routes: route::Writer,
     compiler: Compiler,
-    discovery: Discovery,
+    report: Arc<Mutex<Report>>,
+    first: signal::Sender<bool>,
 }
 
 impl Publisher {
+    fn new(registry: registry::Writer, policies: policy::Writer, routes: route::Writer) -> Self {
+        let (first, _) = signal::channel(false);
+        Self { registry, policies, routes, compiler: Compiler::default(), report: Arc::default(), first }
+    }
+
     /// Policies go first: a pod must never be reachable under a policy older than the state that made it so. Routes go
     /// before services, so that a service's first connection already takes them.
-    fn publish(&mut self) {
-        let changed = self.source.take_changed();
-        let step = self.compiler.follow(self.source.objects(), &changed);
-        let problems = self.source.problems(&self.compiler.findings());
+    fn publish(&mut self, source: &mut impl Source) {
+        let changed = source.take_changed();
+        let step = self.compiler.follow(source.objects(), &changed);
+        let problems = source.problems(&self.compiler.findings());
         if let Some(policies) = step.policies {
             self.policies.publish(policies);
         }
@@ -193,7 +281,7 @@ impl Publisher {
             None => self.registry.publish(step.snapshot),
             Some(changed) => self.registry.publish_change(step.snapshot, changed),
         };
-        let mut report = self.discovery.0.lock();
+        let mut report = self.report.lock();
         for problem in problems.iter().filter(|problem| !report.problems.contains(problem)) {
             tracing::warn!(%problem, "a problem in the configuration; what is not at fault goes on");
         }
@@ -202,8 +290,8 @@ impl Publisher {
             report.routes = statuses.into();
         }
         report.problems = problems;
-        report.ignored = self.source.ignored();
-        report.objects = self.source.objects().len();
+        report.ignored = source.ignored();
+        report.objects = source.objects().len();
         tracing::debug!(
             version,
             changed = changed.len(),
@@ -211,5 +299,6 @@ impl Publisher {
             problems = report.problems.len(),
             "state published"
         );
+        self.first.send_replace(true);
     }
 }

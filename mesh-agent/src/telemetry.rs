@@ -338,6 +338,28 @@ impl Telemetry {
         self.0.families.discovery_problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
+    /// Whether changes of objects of this kind arrive.
+    pub fn discovery_connected(&self, kind: &'static str, connected: bool) {
+        self.0.families.feeds.connected(kind).set(i64::from(connected));
+    }
+
+    /// The API said something about a kind, of which it now has so many objects.
+    pub fn discovery_heard(&self, kind: &'static str, objects: usize, at: SystemTime) {
+        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        self.0.families.feeds.objects(kind).set(i64::try_from(objects).unwrap_or(i64::MAX));
+        self.0.families.feeds.last_event(kind).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// All objects of a kind were listed.
+    pub fn discovery_listed(&self, kind: &'static str) {
+        self.0.families.feeds.lists(kind).inc();
+    }
+
+    /// Asking for a kind went wrong; `reason` is a stable label such as `unreachable`.
+    pub fn discovery_failed(&self, kind: &'static str, reason: &'static str) {
+        self.0.families.feeds.failures(kind, reason).inc();
+    }
+
     // Reading.
 
     /// Runs before each scrape, to fetch numbers that somebody else counts (kernel maps). Must not block for long: the

@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::process::Process;
-use super::windows::{LateDiscovery, add_mesh, report_discovery};
+use super::windows::{LateDiscovery, add_mesh, first_state, report_discovery};
 use crate::config::{ControlSettings, RotateRootSettings};
 use crate::control::Control;
 use crate::control::ca::{self, Phase};
@@ -24,14 +24,18 @@ pub fn run(settings: &ControlSettings) -> Result<(), Error> {
     let found = LateDiscovery::default();
     report_discovery(&process.telemetry, &registry, &found);
     let windows = add_mesh(process.windows(), &registry, &policies, &found, |_| false);
-    let shutdown = process.shutdown.clone();
+    let (telemetry, shutdown) = (process.telemetry.clone(), process.shutdown.clone());
     let server = process.serve(windows, &runtime)?;
 
     let done = runtime.block_on(async {
-        let objects_dir = settings.discovery();
-        let discovery =
-            discovery::start(objects_dir, registry_writer, policy_writer, route_writer, shutdown.clone())?;
-        let _first = found.set(discovery);
+        let source = settings.objects.clone();
+        let stop = shutdown.clone();
+        let started =
+            discovery::start(source, registry_writer, policy_writer, route_writer, &telemetry, stop).await?;
+        let _first = found.set(started.clone());
+        if !first_state(&started, &shutdown).await {
+            return Ok(());
+        }
         drop(objects);
         let control = Control::open(settings.control(&registry.snapshot().config), registry.clone())?;
         tracing::info!(address = %control.local_addr(), "the certificate service listens");

@@ -1,10 +1,10 @@
 //! The process `mesh-agent node`: the agent of one node.
 //!
-//! Order of start: log and admin address, discovery (so that there is a state), kernel programs, probes, identity, workers,
+//! Order of start: log and windows, discovery (so that there is a state), kernel programs, probes, identity, workers,
 //! capture. Ready when every pod that is there has been caught and has its certificate.
 //! Order of stop: capture says goodbye to the programs, workers let connections end, records are flushed. Pins stay.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,13 +12,16 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::process::Process;
-use super::windows::{LateDiscovery, add_mesh, report_discovery};
-use crate::admin::views;
+use super::windows::{LateDiscovery, add_mesh, first_state, report_discovery};
+use crate::admin::{Windows, views};
 use crate::capture::{self, Capture, FastPath, KernelOrigins};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
 use crate::identity::Identities;
 use crate::kernel::{self, Kernel, probes};
 use crate::lifecycle::{Block, clock, tasks};
+use crate::model::WorkloadUid;
+use crate::policy::Policies;
+use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::{discovery, identity, policy, proxy, registry, route};
 
@@ -41,17 +44,28 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         .map_err(Error::Runtime)?;
     let entered = runtime.enter();
     let (telemetry, shutdown) = (process.telemetry.clone(), process.shutdown.clone());
+    let objects = process.readiness.block("objects");
     let capturing = process.readiness.block("capture");
     let certifying = process.readiness.block("certificates");
 
     let (registry_writer, registry) = registry::new();
     let (policy_writer, policies) = policy::new();
     let (route_writer, routes) = route::new();
-    let objects = discovery::Settings { dir: settings.config_dir.clone() };
     let found = LateDiscovery::default();
-    let discovery =
-        discovery::start(objects, registry_writer, policy_writer, route_writer, shutdown.clone())?;
-    let _first = found.set(discovery);
+    let parts = LateParts::default();
+    report_discovery(&telemetry, &registry, &found);
+    let windows = windows(&process, settings, &registry, &policies, &found, &parts);
+    let server = process.serve(windows, &runtime)?;
+
+    let (source, stop) = (settings.objects.clone(), shutdown.clone());
+    let started = discovery::start(source, registry_writer, policy_writer, route_writer, &telemetry, stop);
+    let discovery = runtime.block_on(started)?;
+    let _first = found.set(discovery.clone());
+    if !runtime.block_on(first_state(&discovery, &shutdown)) {
+        server.join();
+        return Ok(());
+    }
+    drop(objects);
 
     let mut kernel = Kernel::load(&settings.kernel)?;
     let fast_path = match settings.splice {
@@ -98,15 +112,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     )?;
     tasks::spawn("first certificates", first_certificates(identities.clone(), capture.clone(), certifying));
 
-    report_discovery(&telemetry, &registry, &found);
-    let (caught, holders, complaints) = (capture.clone(), capture.clone(), capture);
-    let windows = process.windows().of_node(settings.node.as_str());
-    let windows = add_mesh(windows, &registry, &policies, &found, move |uid| {
-        caught.state().pods.iter().any(|(_, pod)| pod.uid == *uid)
-    })
-    .view("/certificates", move || certificates(&identities, &holders))
-    .view("/node-problems", move || json!(complaints.state().problems));
-    let server = process.serve(windows, &runtime)?;
+    let _first = parts.set(Parts { identities, capture });
     drop(entered);
 
     runtime.block_on(shutdown.requested());
@@ -114,6 +120,39 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     telemetry.flush_access_log();
     server.join();
     Ok(())
+}
+
+/// What the windows show of rooms that start after them.
+#[derive(Debug)]
+struct Parts {
+    identities: Identities,
+    capture: Capture,
+}
+
+type LateParts = Arc<OnceLock<Parts>>;
+
+/// The windows are open from the beginning, so that one can see what the start waits for.
+fn windows(
+    process: &Process,
+    settings: &NodeSettings,
+    registry: &Registry,
+    policies: &Policies,
+    discovery: &LateDiscovery,
+    parts: &LateParts,
+) -> Windows {
+    let (caught, certified, complaints) = (parts.clone(), parts.clone(), parts.clone());
+    let is_caught = move |uid: &WorkloadUid| {
+        let pods = caught.get().map(|parts| parts.capture.state());
+        pods.is_some_and(|state| state.pods.iter().any(|(_, pod)| pod.uid == *uid))
+    };
+    let windows = process.windows().of_node(settings.node.as_str());
+    add_mesh(windows, registry, policies, discovery, is_caught)
+        .view("/certificates", move || {
+            certified.get().map_or_else(|| json!([]), |parts| certificates(&parts.identities, &parts.capture))
+        })
+        .view("/node-problems", move || {
+            complaints.get().map_or_else(|| json!([]), |parts| json!(parts.capture.state().problems))
+        })
 }
 
 /// Runs the probes, tells about each, and says which pods may use the fast path.

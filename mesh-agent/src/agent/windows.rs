@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::admin::{Windows, explain, views};
 use crate::discovery::{Discovery, Problem};
+use crate::lifecycle::Shutdown;
 use crate::model::WorkloadUid;
 use crate::policy::Policies;
 use crate::registry::Registry;
@@ -14,8 +15,17 @@ use crate::telemetry::Telemetry;
 /// Discovery, once it has started: the windows are open before.
 pub type LateDiscovery = Arc<OnceLock<Discovery>>;
 
-/// Adds `/workloads`, `/services`, `/policies`, `/routes`, `/problems` and `/policy/explain`; `captured` says which pods this process
-/// has caught.
+/// Waits for a state of the mesh; false when the process is to stop before there is one.
+pub async fn first_state(discovery: &Discovery, shutdown: &Shutdown) -> bool {
+    tokio::select! {
+        biased;
+        () = shutdown.requested() => false,
+        () = discovery.first_state() => true,
+    }
+}
+
+/// Adds `/workloads`, `/services`, `/policies`, `/routes`, `/problems`, `/discovery` and `/policy/explain`; `captured` says which
+/// pods this process has caught.
 pub fn add_mesh(
     windows: Windows,
     registry: &Registry,
@@ -25,7 +35,7 @@ pub fn add_mesh(
 ) -> Windows {
     let (pods, services, asked) = (registry.clone(), registry.clone(), registry.clone());
     let (rules, judges) = (policies.clone(), policies.clone());
-    let (problems, routes) = (discovery.clone(), discovery.clone());
+    let (problems, routes, source) = (discovery.clone(), discovery.clone(), discovery.clone());
     windows
         .view("/workloads", move || views::workloads(&pods.snapshot(), &captured))
         .view("/services", move || views::services(&services.snapshot()))
@@ -35,6 +45,7 @@ pub fn add_mesh(
             let all = problems.get().map(Discovery::problems).unwrap_or_default();
             json!(all.into_iter().map(problem).collect::<Vec<_>>())
         })
+        .view("/discovery", move || json!(source.get().map(Discovery::source)))
         .ask("/policy/explain", move |query| explain::window(&asked.snapshot(), &judges.current(), query))
 }
 

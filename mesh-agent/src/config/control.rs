@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::checks::Checks;
 use super::flags::{ControlCommand, ControlFlags, RotateRootFlags, StageFlag};
 use super::node::process;
-use super::{Invalid, Task};
+use super::{Invalid, Task, source};
 use crate::control::ca::Stage;
 use crate::model::MeshConfig;
 use crate::telemetry::log::LogSettings;
@@ -16,8 +16,8 @@ use crate::{admin, control, discovery};
 /// Everything the control plane needs to know from its command line.
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
-    /// Directory of Kubernetes objects.
-    pub config_dir: PathBuf,
+    /// Where the mesh's objects come from.
+    pub objects: discovery::Settings,
     /// Directory of the CA's keys.
     pub state_dir: PathBuf,
     /// Where the certificate service listens.
@@ -59,11 +59,6 @@ impl ControlSettings {
             trust_bundle_out: self.trust_bundle_out.clone(),
         }
     }
-
-    /// Where the mesh's objects come from.
-    pub fn discovery(&self) -> discovery::Settings {
-        discovery::Settings { dir: self.config_dir.clone() }
-    }
 }
 
 impl RotateRootSettings {
@@ -83,11 +78,10 @@ pub(super) fn task(flags: ControlFlags) -> Result<Task, Vec<Invalid>> {
 
 fn settings(flags: ControlFlags) -> Result<ControlSettings, Vec<Invalid>> {
     let mut checks = Checks::default();
+    let objects = source::settings(&mut checks, flags.source);
     // clap has made sure that the required ones are there.
-    let config_dir = flags.config_dir.unwrap_or_default();
     let join_tokens_dir = flags.join_tokens_dir.unwrap_or_default();
     let state_dir = flags.state_dir.unwrap_or_default();
-    checks.directory("--config-dir", &config_dir, "the directory that holds the mesh's objects");
     checks.directory("--join-tokens-dir", &join_tokens_dir, "the directory with one token file per node");
     if state_dir.exists() {
         checks.directory("--state-dir", &state_dir, "the directory for the certificate authority's keys");
@@ -100,7 +94,7 @@ fn settings(flags: ControlFlags) -> Result<ControlSettings, Vec<Invalid>> {
     }
     let (log, admin) = process(&mut checks, &flags.process);
     checks.pass(ControlSettings {
-        config_dir,
+        objects,
         state_dir,
         listen: flags.listen,
         server_names: flags.server_names,

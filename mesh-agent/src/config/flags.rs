@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::discovery::Access;
@@ -38,9 +39,9 @@ pub struct NodeFlags {
     #[arg(long, env = "WEFT_NODE", value_name = "NAME")]
     pub node: String,
 
-    /// Directory of Kubernetes objects in YAML, watched for changes
-    #[arg(long, env = "WEFT_CONFIG_DIR", value_name = "DIR", required_unless_present = "uninstall")]
-    pub config_dir: Option<PathBuf>,
+    /// Where the mesh's objects come from.
+    #[command(flatten)]
+    pub source: SourceFlags,
 
     /// Directory with one file per running pod that names its network namespace and control group, watched for changes
     #[arg(long, env = "WEFT_SANDBOX_DIR", value_name = "DIR", required_unless_present = "uninstall")]
@@ -103,9 +104,9 @@ pub struct NodeFlags {
 #[derive(Debug, Args)]
 #[command(subcommand_negates_reqs = true, after_help = CONTROL_EXAMPLES)]
 pub struct ControlFlags {
-    /// Directory of Kubernetes objects in YAML, watched for changes
-    #[arg(long, env = "WEFT_CONFIG_DIR", value_name = "DIR", required = true)]
-    pub config_dir: Option<PathBuf>,
+    /// Where the mesh's objects come from.
+    #[command(flatten)]
+    pub source: SourceFlags,
 
     /// Directory of the certificate authority's keys, made at first start; nobody else may read it
     #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR", required = true)]
@@ -185,6 +186,22 @@ impl AccessFlags {
     }
 }
 
+/// Where the mesh's objects come from: one of the two.
+#[derive(Debug, Default, Args)]
+pub struct SourceFlags {
+    /// Directory of Kubernetes objects in YAML, watched for changes
+    #[arg(long, env = "WEFT_CONFIG_DIR", value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+
+    /// Read the objects from the Kubernetes API instead: as the pod that this is, unless --kubeconfig is given
+    #[arg(long, env = "WEFT_KUBERNETES", value_parser = FalseyValueParser::new())]
+    pub kubernetes: bool,
+
+    /// How the API is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
+}
+
 /// Flags that every long-running process has.
 #[derive(Debug, Args)]
 pub struct ProcessFlags {
@@ -245,6 +262,7 @@ Examples:
   mesh-agent node --node n1 --config-dir world/ --sandbox-dir /run/weft/sandboxes \\
     --cgroup /sys/fs/cgroup/kubepods.slice --ca-address https://10.0.0.1:15012 \\
     --ca-roots roots.pem --join-token-file token
+  mesh-agent node --node n1 --kubernetes --sandbox-dir /run/weft/sandboxes ...
   mesh-agent node --node n1 --uninstall
 
 Every flag may come from the environment instead, for example WEFT_NODE=n1.";

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use mesh_common::WORKERS_MAX;
 
-use super::Invalid;
 use super::checks::Checks;
 use super::flags::{LogFormatFlag, NodeFlags, ProcessFlags, ServiceVipsFlag, SpliceFlag};
+use super::{Invalid, source};
 use crate::model::MeshConfig;
 use crate::telemetry::log::{LogFormat, LogSettings, parse_filter};
 use crate::telemetry::{self, Sink};
@@ -77,8 +77,8 @@ impl CaSettings {
 pub struct NodeSettings {
     /// Name of this node.
     pub node: String,
-    /// Directory of Kubernetes objects.
-    pub config_dir: PathBuf,
+    /// Where the mesh's objects come from.
+    pub objects: discovery::Settings,
     /// Directory of the node's running pods.
     pub sandbox_dir: PathBuf,
     /// Programs, pins and control group.
@@ -99,13 +99,6 @@ pub struct NodeSettings {
     pub admin: admin::Settings,
 }
 
-impl NodeSettings {
-    /// Where the mesh's objects come from.
-    pub fn discovery(&self) -> discovery::Settings {
-        discovery::Settings { dir: self.config_dir.clone() }
-    }
-}
-
 /// What `--uninstall` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UninstallSettings {
@@ -119,10 +112,12 @@ pub struct UninstallSettings {
 pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
     let mut checks = Checks::default();
     check_node(&mut checks, &flags.node);
+    if flags.source.access.kubeconfig.is_some() && !flags.source.kubernetes {
+        checks.refuse("--kubeconfig", "means nothing without --kubernetes");
+    }
+    let objects = source::settings(&mut checks, flags.source);
     // clap has made sure of these: each is required unless --uninstall is given.
-    let config_dir = flags.config_dir.unwrap_or_default();
     let sandbox_dir = flags.sandbox_dir.unwrap_or_default();
-    checks.directory("--config-dir", &config_dir, "the directory that holds the mesh's objects");
     checks.directory("--sandbox-dir", &sandbox_dir, "the directory that lists this node's running pods");
     let ca = CaSettings {
         address: flags.ca_address.unwrap_or_default(),
@@ -141,7 +136,7 @@ pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
     let (log, admin) = process(&mut checks, &flags.process);
     let settings = NodeSettings {
         node: flags.node,
-        config_dir,
+        objects,
         sandbox_dir,
         kernel,
         ca,

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use super::*;
 use crate::control::ca::Stage;
+use crate::discovery;
+use crate::discovery::Access;
 use crate::telemetry::Sink;
 use crate::telemetry::log::LogFormat;
 
@@ -133,6 +135,40 @@ fn a_control_group_that_holds_the_agent_itself_is_refused() {
 }
 
 #[test]
+fn objects_come_from_exactly_one_source() {
+    let dir = node_dir();
+    let kubeconfig = dir.path().join("token");
+    let file = kubeconfig.to_str().expect("UTF-8");
+    let without: Vec<String> = {
+        let mut line = node_line(dir.path());
+        let at = line.iter().position(|word| word == "--config-dir").expect("it is there");
+        line.drain(at..at + 2);
+        line
+    };
+    let plus = |line: &[String], words: &[&str]| -> Vec<String> {
+        line.iter().cloned().chain(words.iter().map(|word| (*word).to_owned())).collect()
+    };
+    let in_cluster = node_settings(plus(&without, &["--kubernetes"])).objects;
+    assert_eq!(in_cluster, discovery::Settings::Kubernetes(Access::default()));
+    let words = ["--kubernetes", "--kubeconfig", file, "--context", "blue"];
+    let access = Access { kubeconfig: Some(kubeconfig.clone()), context: Some("blue".to_owned()) };
+    assert_eq!(node_settings(plus(&without, &words)).objects, discovery::Settings::Kubernetes(access));
+    let both = plus(&node_line(dir.path()), &["--kubernetes"]);
+    for (line, expected) in [
+        (without.clone(), "error: --config-dir: missing"),
+        (both, "error: --kubernetes: does not go with --config-dir"),
+        (plus(&node_line(dir.path()), &["--kubeconfig", file]), "error: --kubeconfig: means nothing without"),
+        (
+            plus(&without, &["--kubernetes", "--kubeconfig", "/nowhere"]),
+            "error: --kubeconfig: /nowhere cannot",
+        ),
+    ] {
+        let text = read_node(line).expect_err(expected).to_string();
+        assert!(text.starts_with(expected) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
 fn all_refusals_come_at_once() {
     let dir = node_dir();
     let line = with(with(node_line(dir.path()), "--config-dir", "/nowhere"), "--ca-roots", "/nowhere");
@@ -143,8 +179,9 @@ fn all_refusals_come_at_once() {
 #[test]
 fn missing_and_unknown_flags_are_usage_errors() {
     for (line, expected) in [
-        (&["node", "--node", "n1"][..], "--config-dir"),
+        (&["node", "--node", "n1"][..], "--sandbox-dir"),
         (&["node", "--node", "n1"], "--join-token-file"),
+        (&["node", "--node", "n1", "--kubernetes", "--context", "blue"], "--kubeconfig"),
         (&["node", "--uninstall"], "--node"),
         (&["control"], "--state-dir"),
         (&["control", "rotate-root"], "STAGE"),
@@ -230,7 +267,7 @@ fn control_flags_become_settings() {
     assert_eq!(settings.listen.to_string(), "10.0.0.1:15012");
     let mesh = crate::model::MeshConfig::default();
     assert_eq!(settings.control(&mesh).trust_domain, mesh.trust_domain);
-    assert_eq!(settings.discovery().dir, dir.path().join("world"));
+    assert_eq!(settings.objects, discovery::Settings::Directory(dir.path().join("world")));
 }
 
 #[test]

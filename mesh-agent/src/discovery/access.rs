@@ -5,11 +5,27 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::Request;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tower::util::option_layer;
+use tower::{BoxError, ServiceExt};
 
 /// How long a connection to the API server may take to be made.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Silence after which the kernel asks whether the other end still lives, and how often. With three questions a dead
+/// connection is known after half a minute, where a watch alone would wait for its end.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// How long what was sent may go without acknowledgement.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the API server is and who we are to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,10 +61,7 @@ impl Access {
     /// # Errors
     /// The kubeconfig or the pod's service account cannot be used.
     pub async fn client(&self) -> Result<Client, Unreachable> {
-        let mut config = self.config().await?;
-        config.connect_timeout = Some(CONNECT_TIME_MAX);
-        config.default_retry = false;
-        Client::try_from(config).map_err(|error| Unreachable::Client(error.to_string()))
+        of_config(&self.config().await?).map_err(|error| Unreachable::Client(error.to_string()))
     }
 
     async fn config(&self) -> Result<Config, Unreachable> {
@@ -63,6 +76,27 @@ impl Access {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| fault(&error))
     }
+}
+
+/// kube's own stack would repeat what the server answers with 429, 503 and 504 by its own clock, and log each failure as
+/// an error of its own.
+fn of_config(config: &Config) -> Result<Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIME_MAX));
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    let https = config.rustls_https_connector_with_connector(connector)?;
+    let hyper: legacy::Client<_, Body> = legacy::Client::builder(TokioExecutor::new()).build(https);
+    let service = ServiceExt::<Request<Body>>::map_err(hyper, BoxError::from);
+    Ok(ClientBuilder::new(service, config.default_namespace.clone())
+        .with_layer(&config.extra_headers_layer()?)
+        .with_layer(&option_layer(config.auth_layer()?))
+        .with_layer(&config.base_uri_layer())
+        .build())
 }
 
 #[cfg(test)]

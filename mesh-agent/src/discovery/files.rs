@@ -82,35 +82,6 @@ impl Source {
         &self.dir
     }
 
-    /// The objects in force.
-    pub fn objects(&self) -> &Objects {
-        &self.objects
-    }
-
-    /// The objects that changed since the last call; see [`Objects::take_changed`].
-    pub fn take_changed(&mut self) -> BTreeSet<Key> {
-        self.objects.take_changed()
-    }
-
-    /// Documents of kinds that the mesh does not read, counted by `kind.group`.
-    pub fn ignored(&self) -> BTreeMap<String, usize> {
-        let mut sum = BTreeMap::new();
-        for (kind, count) in self.files.values().flat_map(|file| &file.ignored) {
-            *sum.entry(kind.clone()).or_default() += count;
-        }
-        sum
-    }
-
-    /// Everything to mend, by file and line: what single objects got wrong, and what `compile` found between them.
-    pub fn problems(&self, findings: &[Finding]) -> Vec<Problem> {
-        let found = findings.iter().map(|finding| self.locate(finding));
-        let of_files = self.files.values().flat_map(|file| &file.problems);
-        let mut all: Vec<Problem> =
-            self.unreadable.iter().chain(&self.duplicates).chain(of_files).cloned().chain(found).collect();
-        all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        all
-    }
-
     /// The problem with a `MeshConfig` that has no good version, if there is one.
     pub fn unusable_mesh_config(&self) -> Option<Problem> {
         let (key, _) = self
@@ -313,6 +284,34 @@ impl Source {
                 message,
             },
         }
+    }
+}
+
+impl super::Source for Source {
+    fn take_changed(&mut self) -> BTreeSet<Key> {
+        self.objects.take_changed()
+    }
+
+    fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    fn ignored(&self) -> BTreeMap<String, usize> {
+        let mut sum = BTreeMap::new();
+        for (kind, count) in self.files.values().flat_map(|file| &file.ignored) {
+            *sum.entry(kind.clone()).or_default() += count;
+        }
+        sum
+    }
+
+    /// By file and line.
+    fn problems(&self, findings: &[Finding]) -> Vec<Problem> {
+        let found = findings.iter().map(|finding| self.locate(finding));
+        let of_files = self.files.values().flat_map(|file| &file.problems);
+        let mut all: Vec<Problem> =
+            self.unreadable.iter().chain(&self.duplicates).chain(of_files).cloned().chain(found).collect();
+        all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        all
     }
 }
 

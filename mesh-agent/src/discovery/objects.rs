@@ -216,9 +216,9 @@ impl Objects {
         std::mem::take(&mut self.changed)
     }
 
-    /// Removes, if it is there.
-    pub fn remove(&mut self, key: &Key) {
-        self.0.remove(key);
+    /// True when [`Objects::take_changed`] would have something to tell.
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
     }
 
     /// One object.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::Source as _;
 use super::compile::{Compiled, compile};
 use super::files::Source;
 

@@ -1,11 +1,13 @@
 //! Again, on every change: file events gathered over a short silence, and a poll for file systems without events.
 
+use std::path::Path;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::Publisher;
+use super::files::Source;
 use crate::lifecycle::{Shutdown, tasks};
 
 /// Silence that ends a burst of events. Editors write a file in several steps, `kubectl`-like tools several files; 50 ms
@@ -21,22 +23,21 @@ const DEBOUNCE_MAX: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_secs(2);
 
 /// Spawns the watching task.
-pub(super) fn start(publisher: Publisher, shutdown: Shutdown) {
+pub(super) fn start(source: Source, publisher: Publisher, shutdown: Shutdown) {
     let (sender, events) = mpsc::channel(1);
-    let watcher = watcher(&publisher, sender);
+    let watcher = watcher(source.dir(), sender);
     tasks::spawn("discovery", async move {
         // Dropping the watcher ends the events, so it lives as long as the loop.
         let _watcher = watcher;
         tokio::select! {
             () = shutdown.requested() => {}
-            () = run(publisher, events) => {}
+            () = run(source, publisher, events) => {}
         }
     });
 }
 
 /// `None` when the kernel gives no events (out of inotify instances, say): then polls alone find changes.
-fn watcher(publisher: &Publisher, sender: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
-    let dir = publisher.source.dir();
+fn watcher(dir: &Path, sender: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
     let on_event = move |event: notify::Result<notify::Event>| {
         // Reading a file is an event too, and would wake us for our own reads.
         if event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
@@ -61,7 +62,7 @@ fn is_write_end(event: &notify::Event) -> bool {
     event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
-async fn run(mut publisher: Publisher, mut events: mpsc::Receiver<()>) {
+async fn run(mut source: Source, mut publisher: Publisher, mut events: mpsc::Receiver<()>) {
     let mut events_open = true;
     loop {
         let reread = tokio::select! {
@@ -72,8 +73,8 @@ async fn run(mut publisher: Publisher, mut events: mpsc::Receiver<()>) {
             }
             () = tokio::time::sleep(POLL) => false,
         };
-        match publisher.source.refresh(reread) {
-            Ok(true) => publisher.publish(),
+        match source.refresh(reread) {
+            Ok(true) => publisher.publish(&mut source),
             Ok(false) => {}
             // The state stays as it was, as for any unreadable object.
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for changes"),
@@ -90,12 +91,12 @@ async fn settle(events: &mut mpsc::Receiver<()>) {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use crate::discovery::testing::{World, pod};
     use crate::discovery::{Discovery, Error, Settings, load, start};
     use crate::lifecycle::shutdown;
     use crate::registry::Registry;
+    use crate::telemetry::Telemetry;
     use crate::{policy, registry, route};
 
     use super::*;
@@ -112,14 +113,16 @@ mod tests {
         stop: shutdown::Trigger,
     }
 
-    fn run_on(files: &[(&str, &str)]) -> Running {
+    async fn run_on(files: &[(&str, &str)]) -> Running {
         let world = World::new(files);
         let (registry_writer, registry) = registry::new();
         let (policy_writer, policies) = policy::new();
         let (route_writer, routes) = route::new();
         let (stop, shutdown) = shutdown::channel();
-        let settings = Settings { dir: world.path("") };
-        let discovery = start(settings, registry_writer, policy_writer, route_writer, shutdown).unwrap();
+        let settings = Settings::Directory(world.path(""));
+        let telemetry = Telemetry::without_access_log();
+        let started = start(settings, registry_writer, policy_writer, route_writer, &telemetry, shutdown);
+        let discovery = started.await.unwrap();
         Running { world, registry, policies, routes, discovery, stop }
     }
 
@@ -144,7 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_state_is_published_before_start_returns() {
-        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", "kind: [")]);
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", "kind: [")]).await;
         assert_eq!(running.registry.snapshot().version, 1);
         assert_eq!(running.registry.snapshot().workloads().count(), 1);
         assert_eq!(*running.policies.changes().borrow(), 1);
@@ -154,7 +157,7 @@ mod tests {
 
     #[tokio::test]
     async fn writes_renames_and_deletions_are_picked_up() {
-        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]).await;
         // In place.
         running.world.write("a.yaml", &pod("b", "10.0.0.1"));
         expect_pods(&running, &["b"]).await;
@@ -171,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_broken_write_is_reported_and_changes_nothing_until_it_is_mended() {
-        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]).await;
         let mut changes = running.registry.changes();
         changes.mark_unchanged();
         running.world.write("a.yaml", "kind: [Pod");
@@ -191,19 +194,17 @@ mod tests {
         let world = World::new(&[]);
         let (registry_writer, registry) = registry::new();
         let (policy_writer, policies) = policy::new();
-        let source = crate::discovery::files::Source::new(world.path(""));
-        let discovery = Discovery(std::sync::Arc::default());
-        let publisher = Publisher {
-            source,
-            registry: registry_writer,
-            policies: policy_writer,
-            routes: route::new().0,
-            compiler: super::super::compile::Compiler::default(),
-            discovery: discovery.clone(),
+        let source = Source::new(world.path(""));
+        let publisher = Publisher::new(registry_writer, policy_writer, route::new().0);
+        let discovery = Discovery {
+            report: publisher.report.clone(),
+            source: std::sync::Arc::new(Settings::Directory(world.path(""))),
+            feeds: None,
+            published: publisher.first.subscribe(),
         };
         let (sender, events) = mpsc::channel(1);
         drop(sender);
-        tasks::spawn("poll", run(publisher, events));
+        tasks::spawn("poll", run(source, publisher, events));
         let (stop, _) = shutdown::channel();
         world.write("a.yaml", &pod("a", "10.0.0.1"));
         let running = Running { world, registry, policies, routes: route::new().1, discovery, stop };
@@ -212,7 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn shutdown_ends_the_watch_and_with_it_the_writers() {
-        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+        let running = run_on(&[("a.yaml", &pod("a", "10.0.0.1"))]).await;
         let mut changes = running.registry.changes();
         changes.mark_unchanged();
         running.stop.fire();
@@ -222,15 +223,16 @@ mod tests {
 
     #[tokio::test]
     async fn start_refuses_a_missing_directory_and_unusable_settings() {
-        let attempt = |dir: &Path| {
+        let attempt = async |dir: &Path| {
             let (_stop, shutdown) = shutdown::channel();
-            let settings = Settings { dir: dir.to_owned() };
-            start(settings, registry::new().0, policy::new().0, route::new().0, shutdown)
+            let settings = Settings::Directory(dir.to_owned());
+            let telemetry = Telemetry::without_access_log();
+            start(settings, registry::new().0, policy::new().0, route::new().0, &telemetry, shutdown).await
         };
-        assert!(matches!(attempt(Path::new("/nonexistent/world")), Err(Error::Directory { .. })));
+        assert!(matches!(attempt(Path::new("/nonexistent/world")).await, Err(Error::Directory { .. })));
         let text = "apiVersion: weft.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: m}\nspec: {ca: {}}\n";
         let world = World::new(&[("m.yaml", text)]);
-        match attempt(&world.path("")) {
+        match attempt(&world.path("")).await {
             Err(Error::MeshConfig(problem)) => {
                 assert_eq!((problem.line, problem.field.as_deref()), (Some(4), Some("spec.ca")));
             }

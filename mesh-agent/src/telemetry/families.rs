@@ -20,6 +20,10 @@ use super::labels::{CONNECTION_LABEL_NAMES, REQUEST_LABEL_NAMES};
 use super::process::{self, Process};
 use super::request::Requests;
 
+mod feeds;
+
+use feeds::Feeds;
+
 /// Prefix of every metric.
 pub(super) const PREFIX: &str = "weft";
 
@@ -138,6 +142,7 @@ pub(super) struct Families {
     pub(super) enrolled_pods: Gauge,
     pub(super) discovery_version: Gauge,
     pub(super) discovery_problems: Gauge,
+    pub(super) feeds: Feeds,
     certificate_expiry: Family<SpiffeLabels, Gauge>,
     certificate_renewals: Family<ResultLabels, Counter>,
     probe_result: Family<ProbeLabels, Gauge>,
@@ -264,6 +269,7 @@ impl Families {
             Gauge::default(),
         );
         let control = Control::register(all);
+        let feeds = Feeds::register(all);
         let version = BuildLabels { version: env!("CARGO_PKG_VERSION") };
         all.registry.register("build", BUILD_HELP, Info::new(version));
         all.describe("build", None, &["version"], BUILD_HELP, MetricType::Info);
@@ -283,6 +289,7 @@ impl Families {
             enrolled_pods,
             discovery_version,
             discovery_problems,
+            feeds,
             certificate_expiry,
             certificate_renewals,
             probe_result,

@@ -267,6 +267,10 @@ fn metrics_page_names_the_labels_that_series_carry() {
     telemetry.certificate_requests("issued", 1);
     telemetry.token_reviewed("good");
     telemetry.status_written("written");
+    telemetry.discovery_connected("Pod", true);
+    telemetry.discovery_heard("Pod", 1, SystemTime::UNIX_EPOCH);
+    telemetry.discovery_listed("Pod");
+    telemetry.discovery_failed("Pod", "cut");
     requests::touch_every_family(&telemetry);
     let text = telemetry.scrape(Format::OpenMetrics);
     for row in &telemetry.0.families.descriptions {

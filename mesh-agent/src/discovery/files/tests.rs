@@ -2,6 +2,7 @@
 
 use super::super::testing::{World, pod};
 use super::*;
+use crate::discovery::Source as _;
 
 /// A directory with one file `a.yaml` gives these problems.
 #[track_caller]

@@ -6,6 +6,7 @@ use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 use super::super::{Compiled, Compiler};
+use crate::discovery::Source as _;
 use crate::discovery::status;
 use crate::discovery::testing::World;
 use crate::model::{BackendTarget, Filter, RouteKind, ServiceName};

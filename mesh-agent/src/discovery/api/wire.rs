@@ -1,0 +1,131 @@
+//! The shapes of the API's answers, as far as they matter here. An object's own text is left alone until it is known
+//! that somebody wants it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
+
+use crate::discovery::objects::read::{self, Reading, Written, misread};
+use crate::discovery::objects::{Key, Kind};
+use crate::discovery::problem::Fault;
+
+/// One page of a list.
+#[derive(Debug, Deserialize)]
+pub(super) struct Page<'a> {
+    pub(super) metadata: PageMetadata,
+    /// `null` from some servers when there is nothing.
+    #[serde(borrow, default)]
+    pub(super) items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageMetadata {
+    pub(super) resource_version: String,
+    /// Where the next page begins; absent or empty on the last.
+    #[serde(rename = "continue", default)]
+    pub(super) next: Option<String>,
+}
+
+/// One line of a watch.
+#[derive(Debug, Deserialize)]
+pub(super) struct Event<'a> {
+    #[serde(rename = "type")]
+    pub(super) kind: EventKind,
+    #[serde(borrow)]
+    pub(super) object: &'a RawValue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum EventKind {
+    Added,
+    Modified,
+    Deleted,
+    Bookmark,
+    Error,
+}
+
+#[derive(Debug, Deserialize)]
+struct Header {
+    metadata: HeaderMetadata,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HeaderMetadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+    creation_timestamp: Option<jiff::Timestamp>,
+}
+
+/// Name, version and place of an object.
+#[derive(Debug)]
+pub(super) struct Tag {
+    pub(super) key: Key,
+    /// Tells versions of an object apart. What the API calls it is a text that means nothing, so its hash does.
+    pub(super) version: u64,
+    /// See `Entry::rank`: the second of its creation, which is the same for every reader. Of two objects of one second
+    /// the one whose name comes first is the earlier, since they are compared in order of their keys.
+    pub(super) rank: u64,
+}
+
+/// The version that a line of a watch carries.
+pub(super) fn resource_version(object: &RawValue) -> Option<String> {
+    serde_json::from_str::<Header>(object.get()).ok()?.metadata.resource_version
+}
+
+/// Reads no more of an object than says which one it is.
+pub(super) fn tag(kind: Kind, object: &RawValue) -> Result<Tag, Fault> {
+    let header: Header =
+        serde_json::from_str(object.get()).map_err(|error| Fault::whole(error.to_string()))?;
+    let metadata = header.metadata;
+    let mut hasher = DefaultHasher::new();
+    metadata.resource_version.hash(&mut hasher);
+    // An object of unknown age takes nothing from anybody.
+    let rank =
+        metadata.creation_timestamp.map_or(u64::MAX, |at| u64::try_from(at.as_second()).unwrap_or_default());
+    let key = Key::new(kind, metadata.namespace.as_deref(), metadata.name.as_deref())?;
+    Ok(Tag { key, version: hasher.finish(), rank })
+}
+
+/// Reads an object.
+pub(super) fn read(key: &Key, object: &RawValue) -> Reading<Fault> {
+    read::read(&Served(object.get()), key)
+}
+
+/// An object's text.
+struct Served<'a>(&'a str);
+
+/// The outer fields of our own kinds, where an unknown one is an error. What is inside `metadata` is the API's own.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "only the names are checked")]
+struct Envelope {
+    api_version: Option<IgnoredAny>,
+    kind: Option<IgnoredAny>,
+    metadata: IgnoredAny,
+    spec: Option<IgnoredAny>,
+    status: Option<IgnoredAny>,
+}
+
+impl Written for Served<'_> {
+    type Fault = Fault;
+
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        let mut deserializer = serde_json::Deserializer::from_str(self.0);
+        serde_path_to_error::deserialize(&mut deserializer)
+            .map_err(|error| misread(error.path(), &error.inner().to_string()))
+    }
+
+    fn check_outer_fields(&self) -> Result<(), Fault> {
+        self.parse::<Envelope>().map(drop)
+    }
+
+    fn place(&self, fault: Fault) -> Fault {
+        fault
+    }
+}
