@@ -5,7 +5,7 @@
 //! open me a socket in that pod. It never reads a byte of a connection.
 //!
 //! Reading order: [`sandbox`] (where pods run), [`enrol`] (catching one), [`compile`] (what the kernel must know),
-//! [`tables`] (telling it), [`keeper`] (the task that keeps all this true), [`flows`] and [`habit`] (connections that
+//! [`numbers`] and [`tracked`] (what that stands on), [`tables`] (telling it), [`keeper`] (the task that keeps all this true), [`flows`] and [`habit`] (connections that
 //! never pass the agent), [`origins`] (the proxy's questions).
 #![forbid(unsafe_code)]
 
@@ -14,9 +14,11 @@ pub mod enrol;
 pub mod flows;
 pub mod habit;
 pub mod keeper;
+pub mod numbers;
 pub mod origins;
 pub mod sandbox;
 pub mod tables;
+pub mod tracked;
 
 pub use compile::reads_requests;
 pub use keeper::{Capture, FastPath, Handles, Settings, start};

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_common::{Event, Pair, action, event, pair, reason};
 
-use super::compile::{Numbers, decider, owner};
+use super::compile::{decider, owner};
 use super::habit::{Habits, PortKey, Seen};
+use super::numbers::Numbers;
 use crate::kernel::{Maps, Netns, destroy, probes};
 use crate::lifecycle::clock;
 use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, ServiceName, SpiffeId, Workload};

@@ -10,12 +10,13 @@ use arc_swap::ArcSwap;
 use notify::Watcher as _;
 use tokio::sync::{mpsc, watch};
 
-use super::compile::{self, Caught, Inputs, Numbers};
+use super::compile::{Caught, Inputs, Plan};
 use super::enrol::{self, Opened};
 use super::flows::Flows;
 use super::habit::Habits;
+use super::numbers::Numbers;
 use super::sandbox::{self, Sandbox};
-use super::tables::Applied;
+use super::tables::{self, Applied};
 use super::{ListenerChange, Pod};
 use crate::kernel::events::Events;
 use crate::kernel::{Error, Kernel, Maps, Netns, load};
@@ -112,7 +113,8 @@ pub fn start(
     let events = Events::new(kernel.take_events()?)?;
     let state = Arc::new(ArcSwap::from_pointee(State::default()));
     let capture = Capture { state: state.clone() };
-    let numbers = Numbers::new(kernel.generation());
+    let mut numbers = Numbers::new(kernel.generation());
+    numbers.avoid(tables::numbers_left(kernel.maps()));
     let flows = Flows::new(
         kernel.maps().clone(),
         handles.registry.clone(),
@@ -123,7 +125,7 @@ pub fn start(
         settings,
         kernel,
         handles,
-        numbers,
+        plan: Plan::new(numbers),
         habits: Habits::default(),
         applied: Applied::default(),
         flows,
@@ -145,7 +147,7 @@ struct Keeper {
     settings: Settings,
     kernel: Kernel,
     handles: Handles,
-    numbers: Numbers,
+    plan: Plan,
     habits: Habits,
     applied: Applied,
     flows: Flows,
@@ -178,7 +180,6 @@ impl Keeper {
                 changed = any_changed([&mut registry, &mut policies, &mut routes]) => {
                     if changed.is_err() { break }
                     self.reconcile();
-                    self.flows.judge_again(&self.namespaces());
                 }
                 _ = hints.recv() => {
                     while hints.try_recv().is_ok() {}
@@ -198,7 +199,7 @@ impl Keeper {
                     }
                     let mut changed = false;
                     for event in &batch {
-                        changed |= self.flows.take(event, &self.numbers, &mut self.habits);
+                        changed |= self.flows.take(event, self.plan.numbers(), &mut self.habits);
                     }
                     if changed {
                         self.write_tables();
@@ -352,8 +353,11 @@ impl Keeper {
             splice_by_default: snapshot.config.splice.unwrap_or(self.settings.fast_path == FastPath::On),
             all_services: self.settings.all_services,
         };
-        let tables = compile::compile(&inputs, &mut self.numbers);
-        let errors = self.applied.apply(self.kernel.maps(), tables);
+        let judge_again = self.plan.follow(&inputs);
+        let errors = self.applied.apply(self.kernel.maps(), self.plan.tables());
+        if judge_again {
+            self.flows.judge_again(&self.namespaces());
+        }
         let splice = self.settings.fast_path != FastPath::Off && snapshot.config.splice != Some(false);
         let configured = self.kernel.configure(splice, self.settings.all_services);
         self.handles.telemetry.splice_enabled(splice && self.kernel.offsets().are_complete());
