@@ -26,17 +26,19 @@ pub static WORKLOADS: HashMap<u64, Workload, { PODS_MAX as usize }> = HashMap::n
 /// Control group ids of pods whose unknown network namespaces are held (refused).
 #[btf_map]
 pub static HELD: HashMap<u64, u32, { PODS_MAX as usize }> = HashMap::new();
+// Sizes of what follows the mesh: 50,000 pods and 10,000 services of two ports, all in both families, with room for half as
+// much again. Empty, each entry costs its bucket of 16 bytes; used, about 100 bytes more.
 #[btf_map]
-pub static ADDRESSES: HashMap<Address, Local, 131072, BPF_F_NO_PREALLOC> = HashMap::new();
+pub static ADDRESSES: HashMap<Address, Local, 262144, BPF_F_NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static SKIP_PORTS: HashMap<SkipKey, u32, 16384, BPF_F_NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static FRONTENDS: HashMap<FrontendKey, Frontend, 65536, BPF_F_NO_PREALLOC> = HashMap::new();
+pub static FRONTENDS: HashMap<FrontendKey, Frontend, 131072, BPF_F_NO_PREALLOC> = HashMap::new();
 #[btf_map]
-pub static BACKENDS: HashMap<BackendKey, Backend, 262144, BPF_F_NO_PREALLOC> = HashMap::new();
+pub static BACKENDS: HashMap<BackendKey, Backend, 524288, BPF_F_NO_PREALLOC> = HashMap::new();
 /// Open connections by endpoint number, for the draw in connect.
 #[btf_map]
-pub static OPEN: HashMap<u32, u64, 262144, BPF_F_NO_PREALLOC> = HashMap::new();
+pub static OPEN: HashMap<u32, u64, 524288, BPF_F_NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static VERDICTS: HashMap<VerdictKey, Verdict, 262144, BPF_F_NO_PREALLOC> = HashMap::new();
 /// Never an LRU: a lost record would strand a caught connection. Full means refused.

@@ -22,6 +22,7 @@ pub mod policy;
 pub mod read;
 pub mod route;
 pub mod service;
+mod shared;
 pub mod slice;
 
 /// The kinds that the mesh reads.
@@ -180,17 +181,20 @@ impl Object {
 pub struct Objects {
     entries: BTreeMap<Key, Entry>,
     changed: BTreeSet<Key>,
+    shared: shared::Shared,
 }
 
 impl Objects {
     /// Adds or replaces. An object that says what the one before said, with the same rank, changes nothing.
-    pub fn insert(&mut self, key: Key, rank: u64, object: Arc<Object>) {
+    pub fn insert(&mut self, mut key: Key, rank: u64, mut object: Arc<Object>) {
         let same = |old: &Entry| {
             old.rank == rank && (Arc::ptr_eq(&old.object, &object) || old.object.says_the_same(&object))
         };
         if self.entries.get(&key).is_some_and(same) {
             return;
         }
+        self.shared.share_key(&mut key);
+        self.shared.share(&mut object);
         self.changed.insert(key.clone());
         self.entries.insert(key, Entry { rank, object });
     }

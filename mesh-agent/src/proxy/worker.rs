@@ -26,6 +26,7 @@ use crate::capture::{ListenerChange, Pod};
 use crate::lifecycle::{Shutdown, clock, tasks};
 use crate::model::{Ending, RequestPath, WorkloadUid};
 use crate::policy::{Facts, Request};
+use crate::registry::Changed;
 
 /// How often idle tunnels are looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -148,9 +149,29 @@ impl Local {
         self.pods.borrow().get(uid).cloned()
     }
 
+    /// Does what a newer state of the mesh asks for and returns its version. Most changes are about pods of other nodes
+    /// and ask for nothing.
+    fn follow_registry(&self, seen: u64) -> u64 {
+        let mesh = self.handles.registry.snapshot();
+        let changed = mesh.changed_since(seen);
+        let is_ours = |changed: &Changed| {
+            let pods = self.pods.borrow();
+            changed.config || changed.workloads.iter().any(|uid| pods.contains_key(uid))
+        };
+        if changed.as_ref().is_none_or(is_ours) {
+            self.judge_again();
+        }
+        let is_gone = |changed: &Changed| changed.workloads.iter().any(|uid| mesh.workload(uid).is_none());
+        if changed.as_ref().is_none_or(is_gone) {
+            self.sweep();
+        }
+        mesh.version
+    }
+
     /// Judges every open inbound connection again and ends those that would not be admitted now.
     fn judge_again(&self) {
         let policies = self.handles.policies.current();
+        let mesh = self.handles.registry.snapshot();
         self.open.for_each(|entry| {
             let Some(judged) = &entry.judged else { return };
             let path = judged.request.as_ref().map(|request| RequestPath::parse(&request.path));
@@ -163,10 +184,13 @@ impl Local {
                 }),
                 _ => None,
             };
+            // The keeper tells the pod what changed about it, which may be after this.
+            let pod = entry.pod.workload();
+            let destination = mesh.workload(&pod.uid).unwrap_or(&pod);
             let facts = Facts {
                 identity: judged.identity.as_ref(),
                 client: judged.client,
-                destination: &entry.pod.workload(),
+                destination,
                 port: judged.port,
                 request,
             };
@@ -212,6 +236,7 @@ async fn run(
     let mut served: HashMap<WorkloadUid, [tokio::task::JoinHandle<()>; 2]> = HashMap::new();
     let mut policy_changes = local.handles.policies.changes();
     let mut registry_changes = local.handles.registry.changes();
+    let mut seen = local.handles.registry.snapshot().version;
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let stop = shutdown.requested();
     tokio::pin!(stop);
@@ -244,10 +269,7 @@ async fn run(
                 None => break,
             },
             Ok(()) = policy_changes.changed() => local.judge_again(),
-            Ok(()) = registry_changes.changed() => {
-                local.judge_again();
-                local.sweep();
-            }
+            Ok(()) = registry_changes.changed() => seen = local.follow_registry(seen),
             _ = sweep.tick() => local.sweep(),
         }
     }
