@@ -1,6 +1,6 @@
 //! How fast the mesh is, beside the same thing without it, measured in one run on one machine.
 //!
-//! Reading order: [`splice`], [`tunnel`], [`http`] and [`memory`] (what is measured and what it must reach), [`rounds`] (variants take
+//! Reading order: [`splice`], [`tunnel`], [`http`], [`memory`] and [`scale`] (what is measured and what it must reach), [`rounds`] (variants take
 //! turns, so that what disturbs the machine disturbs all alike), [`traffic`] (one measurement), [`stage`] (the labs it
 //! happens in), [`haproxy`] and [`envoy`] (the peers) on [`peer`], [`wire`] (is it really encrypted), [`account`] (CPU, memory and metrics), [`report`]
 //! (tables and JSON), [`interrupt`]. docs/benchmarks.md says how to read the results.
@@ -14,6 +14,8 @@ mod tunnel;
 mod http;
 
 mod memory;
+
+mod scale;
 
 mod rounds;
 
@@ -60,6 +62,8 @@ pub enum Which {
     Http(http::Options),
     /// The agent's memory: by enrolled pods, and by open connections.
     Memory,
+    /// One agent in a large simulated cluster: its start, memory, CPU, and how soon a change is in the kernel.
+    Scale(scale::Options),
     /// All of them.
     All,
 }
@@ -72,9 +76,9 @@ pub struct Options {
     /// How often every variant is measured; medians are shown.
     #[arg(long, global = true, default_value_t = 5)]
     rounds: usize,
-    /// How long one measurement takes, in seconds.
-    #[arg(long, global = true, default_value_t = 1.0)]
-    seconds: f64,
+    /// How long one measurement takes, in seconds [default: 1; scale: 30]
+    #[arg(long, global = true)]
+    seconds: Option<f64>,
     /// Measure only what has this text in its name, for example "64 B".
     #[arg(long, global = true, value_name = "TEXT")]
     only: Option<String>,
@@ -90,6 +94,8 @@ pub struct Effort {
     pub rounds: usize,
     /// Seconds per measurement.
     pub seconds: f64,
+    /// Seconds per measurement where one needs many.
+    pub long_seconds: f64,
     /// Only measures with this text in their name.
     pub only: Option<String>,
 }
@@ -105,10 +111,11 @@ impl Effort {
 pub fn run(options: &Options) -> Result<ExitCode> {
     shell::require_root("the benches make network namespaces and load kernel programs")?;
     ensure!(options.rounds > 0, "--rounds must be at least 1");
-    ensure!(options.seconds > 0.0 && options.seconds <= 600.0, "--seconds must be between 0 and 600");
+    let (seconds, long_seconds) = (options.seconds.unwrap_or(1.0), options.seconds.unwrap_or(30.0));
+    ensure!(seconds > 0.0 && seconds <= 600.0, "--seconds must be between 0 and 600");
     let _alone = alone()?;
     interrupt::watch()?;
-    let effort = Effort { rounds: options.rounds, seconds: options.seconds, only: options.only.clone() };
+    let effort = Effort { rounds: options.rounds, seconds, long_seconds, only: options.only.clone() };
     let benches = benches(&options.which);
     let machine = report::machine();
     let to_stdout = options.json.as_ref().is_some_and(|path| path.as_os_str() == "-");
@@ -139,14 +146,17 @@ type Bench = Box<dyn Fn(&Effort) -> Result<Report>>;
 
 fn benches(which: &Which) -> Vec<Bench> {
     let http = |options: http::Options| -> Bench { Box::new(move |effort| http::run(effort, &options)) };
+    let scale = |options: scale::Options| -> Bench { Box::new(move |effort| scale::run(effort, &options)) };
     match which {
         Which::Splice => vec![Box::new(splice::run)],
         Which::Tunnel => vec![Box::new(tunnel::run)],
         Which::Http(options) => vec![http(options.clone())],
         Which::Memory => vec![Box::new(memory::run)],
+        Which::Scale(options) => vec![scale(options.clone())],
         Which::All => {
             let http = http(http::Options::default());
-            vec![Box::new(splice::run), Box::new(tunnel::run), http, Box::new(memory::run)]
+            let scale = scale(scale::Options::default());
+            vec![Box::new(splice::run), Box::new(tunnel::run), http, Box::new(memory::run), scale]
         }
     }
 }

@@ -115,7 +115,7 @@ pub fn restart(lab: &mut Lab, names: &Names, what: &str, signal: Signal) -> Resu
 }
 
 /// Sends a signal to the processes of a cgroup and waits until they are gone.
-fn end(cgroup: &Path, signal: Signal) -> Result<()> {
+pub fn end(cgroup: &Path, signal: Signal) -> Result<()> {
     for pid in cgroup::processes(cgroup) {
         // One that ended by itself meanwhile is what we want.
         let _ = kill(Pid::from_raw(pid), signal);

@@ -94,8 +94,8 @@ pub const KINDS: &[Kind] = &[
     empty(GATEWAY, "v1", "httproutes", "HTTPRoute"),
     empty(GATEWAY, "v1", "grpcroutes", "GRPCRoute"),
     empty(GATEWAY, "v1beta1", "referencegrants", "ReferenceGrant"),
-    empty(GATEWAY, "v1alpha2", "tcproutes", "TCPRoute"),
-    empty(GATEWAY, "v1alpha2", "tlsroutes", "TLSRoute"),
+    empty(GATEWAY, "v1", "tcproutes", "TCPRoute"),
+    empty(GATEWAY, "v1", "tlsroutes", "TLSRoute"),
     empty("weft.dev", "v1alpha1", "authorizationpolicies", "AuthorizationPolicy"),
     Kind {
         group: "weft.dev",
@@ -345,7 +345,8 @@ fn kind_of(computed: Computed) -> usize {
     KINDS.iter().position(|kind| kind.computed == Some(computed)).expect("every computed kind is served")
 }
 
-fn read_given(object: Value) -> Result<Given> {
+/// Reads a given object, which then has what an API server gives each.
+fn read_given(mut object: Value) -> Result<Given> {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (version, kind) = (text("/apiVersion"), text("/kind"));
     let same = |known: &Kind| known.kind == kind && known.api_version() == version;
@@ -358,6 +359,11 @@ fn read_given(object: Value) -> Result<Given> {
         bail!("a given {kind} has no name");
     }
     let kind = KINDS.iter().position(same).with_context(|| format!("{version} {kind} is not served"))?;
+    if object["metadata"]["uid"].is_null() {
+        object["metadata"]["uid"] = format!("given-{kind}-{}-{}", place.namespace, place.name).into();
+    }
+    object["metadata"]["resourceVersion"] = "1".into();
+    object["metadata"]["creationTimestamp"] = "2026-03-02T08:00:00Z".into();
     Ok(Given { kind, place, object })
 }
 

@@ -16,7 +16,8 @@
 //! |---|---|
 //! | `counts` | requests by verb and kind, bytes of lists and watches, so far |
 //! | `kernel` | how many services and pod addresses are in the agent's maps, of how many |
-//! | `churn RATE SECONDS` | what was changed; then, on a second line, how long it took to reach the kernel |
+//! | `churn RATE SECONDS` | what was changed |
+//! | `arrivals` | how long the changes since the last such question took to reach the kernel |
 //!
 //! Reading order: [`plan`] (which object has which number, name and address), [`template`] and [`drawing`] (its JSON),
 //! [`cluster`] (what has changed), [`log`] (who is told), [`query`], [`api`] and [`body`] (HTTP), [`counts`], [`churn`], [`kernel`] and
@@ -137,8 +138,8 @@ async fn serve(options: Options, cluster: Arc<Cluster>, counts: Arc<Counts>) -> 
                 ["churn", rate, seconds] => {
                     let order = churn::Order { per_s: rate.parse()?, seconds: seconds.parse()? };
                     tell(&churn::run(&cluster, &waiting, &order).await?);
-                    tell(&churn::settle(&waiting).await?);
                 }
+                ["arrivals"] => tell(&churn::settle(&waiting).await?),
                 _ => bail!("`{command}` is not a command"),
             }
         }
