@@ -66,7 +66,7 @@ fn what_is_there_is_not_created_again_and_what_is_not_there_is_not_found() {
         assert_eq!((refused.code, refused.reason.as_str()), (404, "NotFound"));
         assert_eq!(refused.message, "configmaps \"two\" not found");
         assert_eq!(refusal(maps.delete("two", &DeleteParams::default()).await).code, 404);
-        again.metadata.name = Some("two".to_owned());
+        (again.metadata.name, again.metadata.uid) = (Some("two".to_owned()), None);
         assert_eq!(refusal(maps.replace("two", &PostParams::default(), &again).await).code, 404);
     });
 }

@@ -230,7 +230,7 @@ impl Stage {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } },
             "spec": {
-                "nodeName": node, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 30,
+                "nodeName": node, "serviceAccountName": "default", "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 30,
                 "containers": [{ "name": "main", "image": "example.test/main:1" }],
             },
         });
