@@ -4,7 +4,7 @@
 //! Reading order: [`world`] (what a test asks for), [`lab`] (the running lab: pods, agents, faults, and its end, always),
 //! [`probe`] (a program in a pod that a test drives), [`wire`] (how the two talk), [`seen`] (metrics and access records),
 //! [`traffic`] (streams that find their own faults), [`http`] (HTTP as servers and clients see it), [`api`] (a small Kubernetes
-//! API server with faults on order), [`wait`] (patience). The
+//! API server with faults on order), [`cluster`] (a real Kubernetes of two nodes), [`wait`] (patience). The
 //! probe's own program is `src/bin/weft-probe.rs`.
 //!
 //! Nothing here skips: a test that lacks root fails and says which command to use.
@@ -17,6 +17,8 @@ pub mod http;
 
 pub mod lab;
 
+pub mod cluster;
+
 pub mod probe;
 
 pub mod wire;
@@ -28,6 +30,7 @@ pub mod traffic;
 pub mod wait;
 
 pub use api::ApiServer;
+pub use cluster::Cluster;
 pub use http::{Ask, Backend, Web};
 pub use lab::Lab;
 pub use probe::{Probe, Refusal};

@@ -353,3 +353,46 @@ fn switch_api_server(options: &SwitchOptions) -> Result<()> {
     }
     cluster.save()
 }
+
+/// A cluster that a command of this program made for itself.
+#[derive(Debug)]
+pub struct Running {
+    names: Names,
+    cluster: Cluster,
+}
+
+impl Running {
+    /// An API server alone.
+    pub fn api_server(name: &str) -> Result<Self> {
+        Self::up(name, true)
+    }
+
+    /// Two nodes.
+    pub fn nodes(name: &str) -> Result<Self> {
+        Self::up(name, false)
+    }
+
+    fn up(name: &str, api_server_only: bool) -> Result<Self> {
+        let names = Names::new(name)?;
+        // What an earlier run left that was killed.
+        down::remove_everything(&names)?;
+        let name = NameOption { name: name.to_owned() };
+        let options = UpOptions { name, nodes: 2, api_server_only, keep_on_failure: false, json: false };
+        Ok(Self { cluster: up(&options)?, names })
+    }
+
+    /// Who reads this may do everything there.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.cluster.kubeconfig
+    }
+
+    /// Imports an image archive on every node.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        load_image(&mut self.cluster.clone(), archive)
+    }
+
+    /// Ends it.
+    pub fn down(self) -> Result<()> {
+        down::run(&self.names)
+    }
+}

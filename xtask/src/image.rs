@@ -59,6 +59,12 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Writes the archive of what is built, as it is, and says where.
+pub fn write_built() -> Result<PathBuf> {
+    run(&Options { out: ARCHIVE.into(), name: None, no_build: true })?;
+    Ok(shell::workspace_dir().join(ARCHIVE))
+}
+
 /// The name of the image of this version.
 pub fn name() -> String {
     format!("{NAME}:{}", env!("CARGO_PKG_VERSION"))

@@ -112,8 +112,9 @@ pub fn stop(node: &mut Node) -> Result<()> {
         init.kill()?;
     }
     node.daemon.kill()?;
-    // The kernel's end of the pods' links, and what kube-proxy wrote, outlive processes; a machine's do not.
-    cgroup::kill(&node.cgroup)
+    cgroup::kill(&node.cgroup)?;
+    // A machine that starts has no control groups of pods that it once ran.
+    super::down::remove_cgroups(node.cgroup.strip_prefix(cgroup::root()?)?)
 }
 
 /// The node's first process.
