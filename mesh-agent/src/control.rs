@@ -13,7 +13,7 @@
 //! Reading order: [`admission`] (the rule), [`callers`], [`tokens`] and [`review`] (who is asking), [`limits`] (how
 //! often), [`ca`] (keys, signing, root rotation), [`service`] (one call), [`server`] (the listener), `files` (standalone:
 //! following files that change), [`cluster`] (following a Secret), `bundle` (roots as a ConfigMap), [`lease`] (who leads),
-//! `follow` (list and watch).
+//! `follow` (list and watch), [`status`] (conditions on objects).
 #![forbid(unsafe_code)]
 
 pub mod admission;
@@ -28,6 +28,7 @@ pub mod limits;
 pub mod review;
 pub mod server;
 pub mod service;
+pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

@@ -2,7 +2,7 @@
 //!
 //! [`issuing`]: who gets what. [`handshakes`]: what peers accept of each other. [`rotation`]: one root after another.
 //! [`files`]: what the CA's own files must be like. Against [`fake_api`], a Kubernetes API in memory: [`reviewing`], who a
-//! pod's token stands for; [`election`], who leads; [`cluster`], replicas over one Secret.
+//! pod's token stands for; [`election`], who leads; [`cluster`], replicas over one Secret; [`statuses`], what is written on objects.
 
 mod cluster;
 mod election;
@@ -12,6 +12,7 @@ mod handshakes;
 mod issuing;
 mod reviewing;
 mod rotation;
+mod statuses;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt as _;

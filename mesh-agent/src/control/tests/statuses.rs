@@ -1,0 +1,167 @@
+//! The status writer over an API in memory, with discovery from a directory of the same objects.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::fake_api::FakeApi;
+use super::{domain, until};
+use crate::control::cluster::Standing;
+use crate::control::status::{self, Writer};
+use crate::discovery;
+use crate::lifecycle::{Trigger, shutdown};
+use crate::telemetry::Telemetry;
+use crate::{policy, registry, route};
+
+const ROUTE: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/split";
+const POLICY: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/authorizationpolicies/web";
+const MESH: &str = "/apis/weft.dev/v1alpha1/meshconfigs/default";
+const SECOND: &str = "/apis/weft.dev/v1alpha1/meshconfigs/second";
+
+struct Scene {
+    api: FakeApi,
+    leads: watch::Sender<bool>,
+    fault: watch::Sender<Option<String>>,
+    dir: tempfile::TempDir,
+    _trigger: Trigger,
+}
+
+fn route() -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "split", "namespace": "shop", "generation": 1},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "orders", "port": 80}],
+            "rules": [{"backendRefs": [{"name": "orders", "port": 80}]}]},
+    })
+}
+
+async fn scene() -> Scene {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "orders", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, object) in [("service.json", &service), ("route.json", &route())] {
+        std::fs::write(dir.path().join(name), object.to_string()).expect("written");
+    }
+    let api = FakeApi::default();
+    api.put(ROUTE, route());
+    api.put(
+        POLICY,
+        json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "web", "namespace": "shop", "generation": 3},
+            "spec": {"targetRefs": [{"kind": "Pod", "selector": {}}], "action": "ALLOW"},
+        }),
+    );
+    for (path, created) in [(MESH, "2020-01-01T00:00:00Z"), (SECOND, "2021-01-01T00:00:00Z")] {
+        let name = path.rsplit('/').next().expect("a name");
+        api.put(
+            path,
+            json!({
+                "apiVersion": "weft.dev/v1alpha1", "kind": "MeshConfig",
+                "metadata": {"name": name, "generation": 1, "creationTimestamp": created}, "spec": {},
+            }),
+        );
+    }
+    let (trigger, shutdown) = shutdown::channel();
+    let (registry_writer, registry) = registry::new();
+    let telemetry = Telemetry::without_access_log();
+    let source = discovery::Settings::Directory(dir.path().to_owned());
+    let (policies, routes) = (policy::new().0, route::new().0);
+    let discovery = discovery::start(source, registry_writer, policies, routes, &telemetry, shutdown.clone());
+    let discovery = discovery.await.expect("starts");
+    let ((leads, leading), (fault, faulty)) = (watch::channel(false), watch::channel(None));
+    let writer = Writer {
+        client: api.client(),
+        standing: Standing { leads: leading, fault: faulty },
+        discovery,
+        registry,
+        telemetry,
+        trust_domain: domain("cluster.local"),
+    };
+    status::start(writer, shutdown);
+    Scene { api, leads, fault, dir, _trigger: trigger }
+}
+
+/// `type=status reason` of each condition.
+fn said(conditions: &Value) -> Vec<String> {
+    let text = |one: &Value, field: &str| one[field].as_str().unwrap_or("?").to_owned();
+    let all = conditions.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    all.map(|one| format!("{}={} {}", text(one, "type"), text(one, "status"), text(one, "reason"))).collect()
+}
+
+impl Scene {
+    fn conditions(&self, path: &str) -> Vec<String> {
+        let status = self.api.get(path).expect("there")["status"].clone();
+        match path {
+            ROUTE => said(&status["parents"][0]["conditions"]),
+            POLICY => said(&status["ancestors"][0]["conditions"]),
+            _ => said(&status["conditions"]),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_leader_alone_writes_and_then_there_is_nothing_to_do() {
+    let scene = scene().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(scene.api.requests("").len(), 0, "it does not lead");
+    scene.leads.send_replace(true);
+    until("everything is said", || scene.api.requests("PATCH").len() >= 4).await;
+    until("the route is told", || !scene.conditions(ROUTE).is_empty()).await;
+    assert_eq!(scene.conditions(ROUTE), ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]);
+    assert_eq!(scene.conditions(POLICY), ["Accepted=False TargetNotFound"]);
+    assert_eq!(scene.conditions(MESH), ["Accepted=True Accepted", "Programmed=True Programmed"]);
+    assert_eq!(scene.conditions(SECOND), ["Accepted=False Conflicted"]);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let quiet = scene.api.requests("").len();
+    assert_eq!(scene.api.requests("PATCH").len(), 4, "{:?}", scene.api.requests("PATCH"));
+    // Something else changes.
+    let other = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}});
+    std::fs::write(scene.dir.path().join("other.json"), other.to_string()).expect("written");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(scene.api.requests("").len(), quiet, "open watches and no request");
+}
+
+#[tokio::test]
+async fn others_entries_and_newer_versions_are_respected() {
+    let scene = scene().await;
+    let other = json!({"parentRef": {"name": "gate"}, "controllerName": "example.net/x", "conditions": []});
+    let mut with_other = route();
+    with_other["status"]["parents"] = json!([other]);
+    scene.api.put(ROUTE, with_other);
+    scene.leads.send_replace(true);
+    let parents = || scene.api.get(ROUTE).expect("there")["status"]["parents"].clone();
+    until("ours is beside it", || parents().as_array().map(Vec::len) == Some(2)).await;
+    assert_eq!(parents()[0], other);
+    // Somebody takes ours away; it comes back, once.
+    let mut without = scene.api.get(ROUTE).expect("there");
+    without["status"]["parents"] = json!([other]);
+    scene.api.put(ROUTE, without);
+    until("ours is back", || parents().as_array().map(Vec::len) == Some(2)).await;
+}
+
+#[tokio::test]
+async fn a_fault_of_the_keys_is_told_on_the_mesh_config_and_taken_back() {
+    let scene = scene().await;
+    scene.leads.send_replace(true);
+    until("all is well", || scene.conditions(MESH).len() == 2).await;
+    scene.fault.send_replace(Some("x".to_owned()));
+    until("it is told", || scene.conditions(MESH)[1] == "Programmed=False CertificateAuthority").await;
+    scene.fault.send_replace(None);
+    until("it is taken back", || scene.conditions(MESH)[1] == "Programmed=True Programmed").await;
+}
+
+#[tokio::test]
+async fn an_api_that_was_away_gets_what_it_missed() {
+    let scene = scene().await;
+    scene.leads.send_replace(true);
+    until("all is well", || scene.conditions(MESH).len() == 2).await;
+    scene.api.set_away(true);
+    scene.fault.send_replace(Some("x".to_owned()));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    scene.api.set_away(false);
+    until("it is told", || scene.conditions(MESH)[1] == "Programmed=False CertificateAuthority").await;
+}
