@@ -27,6 +27,9 @@ pub enum Error {
     /// The mesh's objects.
     #[error("the mesh's objects cannot be read")]
     Discovery(#[from] discovery::Error),
+    /// The Kubernetes API.
+    #[error("the Kubernetes API cannot be asked")]
+    Access(#[from] discovery::access::Unreachable),
     /// The certificate authority.
     #[error("the control plane cannot run")]
     Control(#[from] crate::control::Error),

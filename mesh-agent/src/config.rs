@@ -20,7 +20,7 @@ use std::fmt;
 
 use clap::Parser;
 
-pub use control::{ControlSettings, RotateRootSettings};
+pub use control::{ControlMode, ControlSettings, RotateRootSettings, RotatedKeys};
 pub use flags::MeshAgent;
 pub use node::{CaSettings, NodeSettings, ServiceVips, SpliceMode, UninstallSettings};
 

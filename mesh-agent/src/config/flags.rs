@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::control::ca::SecretRef;
 use crate::discovery::Access;
 
 /// Weft's long-running process.
@@ -72,7 +73,13 @@ pub struct NodeFlags {
     pub ca_roots: Option<PathBuf>,
 
     /// Token by which the certificate authority knows this node, read anew for each request
-    #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE", required_unless_present = "uninstall")]
+    #[arg(
+        long,
+        visible_alias = "token-file",
+        env = "WEFT_JOIN_TOKEN_FILE",
+        value_name = "FILE",
+        required_unless_present = "uninstall"
+    )]
     pub join_token_file: Option<PathBuf>,
 
     /// Whose dialled service addresses the agent translates: enrolled pods' only, or (without kube-proxy) everybody's
@@ -109,8 +116,16 @@ pub struct ControlFlags {
     pub source: SourceFlags,
 
     /// Directory of the certificate authority's keys, made at first start; nobody else may read it
-    #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR", required = true)]
+    #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// In a cluster, instead of --state-dir: the Secret of the certificate authority's keys, made at first start
+    #[arg(long, env = "WEFT_CA_SECRET", value_name = "NAMESPACE/NAME")]
+    pub ca_secret: Option<SecretRef>,
+
+    /// In a cluster, instead of --ca-secret: a Secret with an intermediate that another authority issues (cert-manager)
+    #[arg(long, env = "WEFT_INTERMEDIATE_SECRET", value_name = "NAMESPACE/NAME")]
+    pub intermediate_secret: Option<SecretRef>,
 
     /// Address of the certificate service
     #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:15012")]
@@ -121,8 +136,25 @@ pub struct ControlFlags {
     pub server_names: Vec<String>,
 
     /// Directory with one file per node, named after it, that holds its join token
-    #[arg(long, env = "WEFT_JOIN_TOKENS_DIR", value_name = "DIR", required = true)]
+    #[arg(long, env = "WEFT_JOIN_TOKENS_DIR", value_name = "DIR")]
     pub join_tokens_dir: Option<PathBuf>,
+
+    /// In a cluster, instead of --join-tokens-dir: agents show the token of their pod, and the API server judges it
+    #[arg(long, env = "WEFT_TOKEN_REVIEW", value_parser = FalseyValueParser::new())]
+    pub token_review: bool,
+
+    /// The audience for which agents' tokens must have been made
+    #[arg(long, env = "WEFT_TOKEN_AUDIENCE", value_name = "NAME", default_value = "weft-control")]
+    pub token_audience: String,
+
+    /// The service account that agents run as
+    #[arg(
+        long,
+        env = "WEFT_AGENT_SERVICE_ACCOUNT",
+        value_name = "NAMESPACE/NAME",
+        default_value = "weft-system/weft-agent"
+    )]
+    pub agent_service_account: String,
 
     /// Where to publish the trust roots, PEM; agents read it as --ca-roots
     #[arg(long, env = "WEFT_TRUST_BUNDLE_OUT", value_name = "FILE")]
@@ -143,7 +175,7 @@ pub enum ControlCommand {
     /// Exchange the root of trust, one stage at a time, under traffic
     ///
     /// begin: publish a second root beside the first. switch: sign under the second. finish: publish the second alone.
-    /// A control plane that runs on the same directory follows by itself.
+    /// A control plane that runs on the same keys follows by itself.
     RotateRoot(RotateRootFlags),
 }
 
@@ -155,8 +187,16 @@ pub struct RotateRootFlags {
     pub stage: StageFlag,
 
     /// Directory of the certificate authority's keys
-    #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR")]
-    pub state_dir: PathBuf,
+    #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR", required_unless_present = "ca_secret")]
+    pub state_dir: Option<PathBuf>,
+
+    /// In a cluster: the Secret of the certificate authority's keys
+    #[arg(long, env = "WEFT_CA_SECRET", value_name = "NAMESPACE/NAME", conflicts_with = "state_dir")]
+    pub ca_secret: Option<SecretRef>,
+
+    /// How the API is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 
     /// Longest lifetime of a certificate; `finish` waits this long after `switch`
     #[arg(long, env = "WEFT_CERTIFICATE_TTL", value_name = "TIME", default_value = "24h")]
@@ -271,4 +311,6 @@ const CONTROL_EXAMPLES: &str = "\
 Examples:
   mesh-agent control --config-dir world/ --state-dir /var/lib/weft --join-tokens-dir tokens/ \\
     --trust-bundle-out roots.pem
-  mesh-agent control rotate-root begin --state-dir /var/lib/weft";
+  mesh-agent control --kubernetes --token-review --ca-secret weft-system/weft-ca
+  mesh-agent control rotate-root begin --state-dir /var/lib/weft
+  mesh-agent control rotate-root begin --ca-secret weft-system/weft-ca --kubeconfig ~/.kube/config";

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::control::ca::Stage;
+use crate::control::ca::{SecretRef, Stage};
+use crate::control::cluster::Keys;
+use crate::control::review::Expected;
 use crate::discovery;
 use crate::discovery::Access;
 use crate::telemetry::Sink;
@@ -262,12 +264,58 @@ fn control_flags_become_settings() {
         "--server-name=control.example,10.0.0.9".to_owned(),
     ];
     let Ok(Task::Control(settings)) = read(line) else { panic!("a good command line") };
-    assert_eq!(settings.state_dir, dir.path().join("state"), "it is made at first start");
+    let expected = ControlMode::Standalone {
+        state_dir: dir.path().join("state"),
+        join_tokens_dir: dir.path().join("tokens"),
+        trust_bundle_out: Some(dir.path().join("roots.pem")),
+    };
+    assert_eq!(settings.mode, expected, "the state directory is made at first start");
     assert_eq!(settings.server_names, ["control.example", "10.0.0.9"]);
     assert_eq!(settings.listen.to_string(), "10.0.0.1:15012");
-    let mesh = crate::model::MeshConfig::default();
-    assert_eq!(settings.control(&mesh).trust_domain, mesh.trust_domain);
     assert_eq!(settings.objects, discovery::Settings::Directory(dir.path().join("world")));
+}
+
+#[test]
+fn control_in_a_cluster_needs_a_secret_and_token_review() {
+    let read_control = |flags: &[&str]| read(["mesh-agent", "control", "--kubernetes"].iter().chain(flags));
+    let secret = |name: &str| SecretRef { namespace: "weft-system".to_owned(), name: name.to_owned() };
+    for (flag, keys) in [
+        ("--ca-secret=weft-system/weft-ca", Keys::Own(secret("weft-ca"))),
+        ("--intermediate-secret=weft-system/issued", Keys::Issued(secret("issued"))),
+    ] {
+        let Ok(Task::Control(settings)) = read_control(&[flag, "--token-review"]) else { panic!("{flag}") };
+        let expected = Expected {
+            audience: "weft-control".to_owned(),
+            namespace: "weft-system".to_owned(),
+            account: "weft-agent".to_owned(),
+        };
+        assert_eq!(settings.mode, ControlMode::Cluster { access: Access::default(), keys, expected });
+    }
+    for (flags, expected) in [
+        (&["--token-review"][..], "--token-review: does not go with --state-dir"),
+        (&["--ca-secret=a/b"], "--token-review: missing"),
+        (&["--ca-secret=a/b", "--token-review", "--join-tokens-dir=/tmp"], "--join-tokens-dir: does not go"),
+        (&["--ca-secret=a/b", "--token-review", "--state-dir=/tmp"], "--state-dir: does not go"),
+        (
+            &["--ca-secret=a/b", "--intermediate-secret=a/c", "--token-review"],
+            "--intermediate-secret: does not go",
+        ),
+        (&["--ca-secret=a/b", "--token-review", "--agent-service-account=x"], "--agent-service-account"),
+        (&["--ca-secret=weft-ca", "--token-review"], "write NAMESPACE/NAME"),
+        (&[], "--join-tokens-dir: missing"),
+    ] {
+        let said = read_control(flags).expect_err(expected).to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn rotation_in_a_secret_waits_until_kubelets_have_brought_the_bundle() {
+    let line = ["mesh-agent", "control", "rotate-root", "switch", "--ca-secret", "weft-system/weft-ca"];
+    let Ok(Task::RotateRoot(settings)) = read(line) else { panic!("a good command line") };
+    assert_eq!(settings.patience(), std::time::Duration::from_secs(120));
+    assert!(matches!(settings.keys, RotatedKeys::Secret(..)));
+    assert!(read(line.into_iter().chain(["--state-dir", "/tmp"])).is_err(), "one place of keys");
 }
 
 #[test]
