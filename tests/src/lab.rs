@@ -32,6 +32,9 @@ use crate::world::World;
 /// Where labs keep their files.
 const RUN_ROOT: &str = "/run/weft-lab";
 
+/// Names what the agents of all labs are fed by: `kubernetes`, or `files` as when it is absent.
+const SOURCE: &str = "WEFT_LAB_SOURCE";
+
 /// A lab.
 #[derive(Debug)]
 pub struct Lab {
@@ -99,6 +102,9 @@ impl Lab {
         up.args(["lab", "up", "--json", "--name", &name, "--world"])
             .arg(source.path())
             .args(&options.arguments);
+        if let Some(fed_by) = std::env::var_os(SOURCE) {
+            up.arg("--source").arg(fed_by);
+        }
         let output = up.output().unwrap_or_else(|error| {
             panic!("{}: {error}; run `sudo cargo xtask test`", xtask_path().display())
         });

@@ -2,7 +2,7 @@
 //! stand on.
 //!
 //! Reading order: [`world`] (what is asked for), [`names`] (what things are called), [`network`], [`cgroup`] and [`hosts`]
-//! (what is made), [`pods`] and [`agents`] (what is started), [`exec`] (how a process gets into a pod), [`state`] and
+//! (what is made), [`pods`], [`api`] and [`agents`] (what is started), [`exec`] (how a process gets into a pod), [`state`] and
 //! [`status`] (what is remembered and shown), [`down`] (how all of it goes). This file holds the commands and, in [`up`] and
 //! [`apply`], the order of the steps.
 
@@ -17,6 +17,8 @@ pub mod cgroup;
 pub mod hosts;
 
 pub mod pods;
+
+pub mod api;
 
 pub mod agents;
 
@@ -35,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 
 use crate::shell::{self, say};
@@ -57,6 +59,10 @@ pub enum Command {
     Up(UpOptions),
     /// Take a changed world into a running lab: start, end and change pods.
     Apply(ApplyOptions),
+    /// Bring the world directory of a lab with `--source kubernetes` into its API; says in JSON which revision each kind has.
+    ///
+    /// For files edited in the running lab's `world`; `lab apply` does it by itself.
+    Sync(SyncOptions),
     /// Start a node's agent (or control) anew; pods go on.
     Restart(RestartOptions),
     /// Run a command in a pod; input, output and exit code are the command's own.
@@ -82,6 +88,10 @@ pub struct UpOptions {
     /// How many nodes; default those that the world names, and at least 2.
     #[arg(long)]
     nodes: Option<usize>,
+    /// What agents and control read objects from: the world's files, or the Kubernetes API of a small server that holds the
+    /// same objects.
+    #[arg(long, value_enum, default_value_t = Source::Files)]
+    source: Source,
     /// Keep node-1 and all its processes on CPU 0, node-2 on CPU 1, and so on.
     #[arg(long)]
     pin_cpus: bool,
@@ -100,6 +110,23 @@ pub struct UpOptions {
     /// Print the lab as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What the mesh reads objects from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// The world's directory.
+    Files,
+    /// The Kubernetes API.
+    Kubernetes,
+}
+
+/// `lab sync`.
+#[derive(Args)]
+pub struct SyncOptions {
+    /// The lab.
+    #[arg(long, default_value = DEFAULT_NAME)]
+    name: String,
 }
 
 /// `lab apply`.
@@ -163,6 +190,12 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let lab = apply(&Names::new(&options.name)?, options.world)?;
             status::print(&lab, options.json)?;
         }
+        Command::Sync(options) => {
+            let names = Names::new(&options.name)?;
+            let lab = Lab::load_up(&names)?;
+            let _lock = state::lock(&lab.dir)?;
+            println!("{}", serde_json::to_string(&api::sync(&lab, &names)?)?);
+        }
         Command::Restart(options) => {
             let lab = restart(&options)?;
             status::print(&lab, options.json)?;
@@ -186,10 +219,13 @@ fn up(options: &UpOptions) -> Result<Lab> {
     let files = world::read(&source)?;
     let plan = plan::plan(&files, options.nodes, &Given::default(), &mut new_uid)?;
     let agent = if options.no_mesh { None } else { Some(agents::find_agent()?) };
+    if options.source == Source::Kubernetes {
+        api::find()?;
+    }
     let run_dir = claim(&names)?;
     let _lock = state::lock(&run_dir)?;
     let mut lab = describe(&names, options, source, &plan)?;
-    let made = make(&mut lab, &names, &files, &plan, agent.as_deref());
+    let made = make(&mut lab, &names, &files, &plan, agent.as_deref(), options.source);
     if let Err(error) = made {
         if options.keep_on_failure {
             let option = name_option(&names);
@@ -243,6 +279,7 @@ fn describe(names: &Names, options: &UpOptions, source: PathBuf, plan: &Plan) ->
         agent_args: options.agent_args.clone(),
         control_args: options.control_args.clone(),
         nodes: plan.nodes.iter().enumerate().map(node).collect(),
+        api: None,
         control: None,
         pods: Vec::new(),
         services: Vec::new(),
@@ -290,6 +327,7 @@ fn make(
     files: &[world::File],
     plan: &Plan,
     agent: Option<&Path>,
+    source: Source,
 ) -> Result<()> {
     for dir in ["world", "logs", "names", "sandboxes"] {
         fs::create_dir(lab.dir.join(dir))?;
@@ -303,7 +341,11 @@ fn make(
     }
     network::create_nodes(names, &plan.nodes)?;
     pods::create(lab, &lab.pods.iter().collect::<Vec<_>>())?;
-    write_world(lab, files, plan)?;
+    if source == Source::Kubernetes {
+        say("starting the API server");
+        api::start(lab, names)?;
+    }
+    write_world(lab, names, files, plan)?;
     for pod in &lab.pods {
         pods::announce(lab, pod)?;
     }
@@ -318,8 +360,8 @@ fn make(
     lab.save()
 }
 
-/// Writes the completed world and the name files.
-fn write_world(lab: &mut Lab, files: &[world::File], plan: &Plan) -> Result<()> {
+/// Writes the completed world and the name files, and brings it into the API where there is one.
+fn write_world(lab: &mut Lab, names: &Names, files: &[world::File], plan: &Plan) -> Result<()> {
     let completed = complete::complete(files, plan)?;
     pods::write_names(&lab.dir, plan)?;
     world::write(&lab.world, &completed)?;
@@ -328,6 +370,7 @@ fn write_world(lab: &mut Lab, files: &[world::File], plan: &Plan) -> Result<()> 
         let _ = fs::remove_file(lab.world.join(gone));
     }
     lab.world_files = now;
+    api::sync(lab, names)?;
     Ok(())
 }
 
@@ -352,7 +395,7 @@ fn apply(names: &Names, world_dir: Option<PathBuf>) -> Result<Lab> {
     }
     let new: Vec<&state::Pod> = wanted.iter().filter(|pod| !unchanged.contains(&pod.uid)).collect();
     pods::create(&lab, &new)?;
-    write_world(&mut lab, &files, &plan)?;
+    write_world(&mut lab, names, &files, &plan)?;
     let mut starting = Vec::new();
     for pod in &mut wanted {
         if unchanged.contains(&pod.uid) {

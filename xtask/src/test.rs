@@ -43,6 +43,11 @@ const CLUSTER_VARIABLE: &str = "WEFT_TEST_CLUSTER";
 /// The cluster's name.
 const CLUSTER_NAME: &str = "test";
 
+/// The tests that also run with agents fed by the Kubernetes API: one or two of each kind of object. All could, but those
+/// about broken files.
+const FED_BY_THE_API: [&str; 5] =
+    ["node_policy", "node_balance", "node_identity", "http_routes", "http_policy_change"];
+
 /// Sets up, builds and tests.
 pub fn run(options: &Options) -> Result<()> {
     shell::require_root(WHY_ROOT)?;
@@ -54,8 +59,21 @@ pub fn run(options: &Options) -> Result<()> {
     // Builds the agent too: apart from the tests it would be compiled twice, since their dependencies ask for other features.
     shell::say("building and running all tests");
     shell::run(nextest(&["--workspace"]).args(&options.nextest))?;
-    // Whoever narrows the tests does not wait for a real API server.
-    if options.nextest.is_empty() { with_api_server() } else { Ok(()) }
+    // Whoever narrows the tests does not wait for these.
+    if !options.nextest.is_empty() {
+        return Ok(());
+    }
+    fed_by_the_api()?;
+    with_api_server()
+}
+
+/// Some of the labs once more, with agents that are fed by the Kubernetes API.
+fn fed_by_the_api() -> Result<()> {
+    shell::say("running labs that are fed by the Kubernetes API");
+    let files: Vec<String> = FED_BY_THE_API.iter().map(|file| format!("binary(={file})")).collect();
+    // The whole workspace, so that nothing is built for other features.
+    let mut tests = nextest(&["--workspace", "-E", &files.join(" | ")]);
+    shell::run(tests.env("WEFT_LAB_SOURCE", "kubernetes"))
 }
 
 /// The tests, and formatting and lints before them.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use kube::api::{Api, DeleteParams, DynamicObject, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiCapabilities, ApiResource, Scope, pinned_kind};
 use kube::{Client, ResourceExt as _};
@@ -90,25 +90,32 @@ pub fn parse(content: &str) -> Result<Vec<Value>> {
     Ok(objects.into_iter().filter(|object| !object.is_null()).collect())
 }
 
-/// Brings a server from `known` to `wanted`. What is not in `known` and not in `wanted` is left alone.
+/// Brings a server from `known` to `wanted`. What is not in `known` and not in `wanted` is left alone. Gives the last
+/// revision of each kind that was written.
 ///
 /// # Errors
 /// The server refuses something.
-pub async fn sync(client: &Client, known: &Known, wanted: &Known) -> Result<()> {
-    let mut kinds = Kinds::new();
+pub async fn sync(client: &Client, known: &Known, wanted: &Known) -> Result<BTreeMap<String, u64>> {
+    let (mut kinds, mut written) = (Kinds::new(), BTreeMap::new());
     for identity in known.keys().rev().filter(|identity| !wanted.contains_key(identity)) {
         let (api, _) = api_of(client, &mut kinds, identity).await?;
         delete(&api, identity).await?;
+        // The answer to a deletion need not say the revision of the end; a list does.
+        let nothing = ListParams::default().labels("weft.dev/none=none");
+        let now = api.list(&nothing).await?.metadata.resource_version.unwrap_or_default();
+        written.insert(identity.kind.clone(), now.parse().unwrap_or_default());
     }
     for (identity, object) in wanted {
         if known.get(identity) == Some(object) {
             continue;
         }
         let (api, capabilities) = api_of(client, &mut kinds, identity).await?;
-        let written = put(&api, &capabilities, identity, object).await;
-        written.with_context(|| format!("{} {}/{}", identity.kind, identity.namespace, identity.name))?;
+        let put = put(&api, &capabilities, identity, object).await;
+        let put =
+            put.with_context(|| format!("{} {}/{}", identity.kind, identity.namespace, identity.name))?;
+        written.insert(identity.kind.clone(), put);
     }
-    Ok(())
+    Ok(written)
 }
 
 async fn api_of(
@@ -137,7 +144,7 @@ async fn put(
     capabilities: &ApiCapabilities,
     identity: &Identity,
     object: &Value,
-) -> Result<()> {
+) -> Result<u64> {
     let mut new: DynamicObject = serde_json::from_value(object.clone())?;
     let mut live = api.get_opt(&identity.name).await?;
     if let Some(old) = &live
@@ -147,7 +154,7 @@ async fn put(
         delete(api, identity).await?;
         live = None;
     }
-    let live = match live {
+    let mut live = match live {
         None => {
             new.metadata.resource_version = None;
             api.create(&PostParams::default(), &new).await?
@@ -164,9 +171,9 @@ async fn put(
         let mut status: DynamicObject = serde_json::from_value(object.clone())?;
         status.metadata.resource_version = live.resource_version();
         status.metadata.uid = live.uid();
-        api.replace_status(&identity.name, &PostParams::default(), &status).await?;
+        live = api.replace_status(&identity.name, &PostParams::default(), &status).await?;
     }
-    Ok(())
+    Ok(live.resource_version().unwrap_or_default().parse().unwrap_or_default())
 }
 
 async fn delete(api: &Api<DynamicObject>, identity: &Identity) -> Result<()> {

@@ -27,7 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Bring a directory of objects into an API server, this one or another.
+    /// Bring a directory of objects into an API server, this one or another; says in JSON which revision each kind has now.
     Sync(Sync),
 }
 
@@ -122,7 +122,8 @@ fn bring(options: &Sync) -> Result<()> {
         let client = Client::try_from(config)?;
         let known = options.known.as_deref().map(sync::read_known).transpose()?.unwrap_or_default();
         let wanted = sync::identify(sync::read(&options.dir)?)?;
-        sync::sync(&client, &known, &wanted).await?;
+        let written = sync::sync(&client, &known, &wanted).await?;
+        println!("{}", serde_json::to_string(&written)?);
         options.known.as_deref().map_or(Ok(()), |file| sync::write_known(file, &wanted))
     })
 }

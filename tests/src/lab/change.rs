@@ -1,11 +1,13 @@
 //! What a test does to a running lab: objects that change, processes that die and come back.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use super::leftovers::is_gone;
 use super::state::Process;
@@ -22,6 +24,34 @@ impl Lab {
         let temporary = self.state.world.join(format!(".{file}.new"));
         fs::write(&temporary, yaml).expect("the world can be written");
         fs::rename(&temporary, self.state.world.join(file)).expect("the world can be written");
+        self.sync();
+    }
+
+    /// Brings the world into the API that feeds the agents, where one does, and waits until each has heard all of it.
+    #[track_caller]
+    fn sync(&self) {
+        if self.state.api.is_none() {
+            return;
+        }
+        let output = xtask().args(["lab", "sync", "--name", &self.name]).output().expect("xtask runs");
+        assert!(output.status.success(), "lab sync:\n{}", String::from_utf8_lossy(&output.stderr));
+        let written: BTreeMap<String, u64> =
+            serde_json::from_slice(&output.stdout).expect("revisions are printed");
+        let has_heard = |agent: &Process| {
+            // One that is away hears of it when it is back.
+            let Ok((_, body)) = seen::get(&agent.admin, "/discovery") else { return true };
+            let report: Value = serde_json::from_str(&body).expect("the window shows JSON");
+            let kinds = report["kinds"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let heard =
+                |kind: &Value| kind["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
+            kinds.iter().all(|kind| {
+                let wanted = kind["kind"].as_str().and_then(|name| written.get(name));
+                wanted.is_none_or(|wanted| heard(kind) >= Some(*wanted))
+            })
+        };
+        eventually("every agent hears what was written", || {
+            self.state.nodes.iter().filter_map(|node| node.agent.as_ref()).all(has_heard).then_some(())
+        });
     }
 
     /// Writes a file into the world and waits until every agent that lives has taken a new state.
@@ -35,7 +65,10 @@ impl Lab {
     /// Removes a file of the world and waits as [`Lab::apply`] does.
     #[track_caller]
     pub fn remove(&self, file: &str) {
-        self.change(|| fs::remove_file(self.state.world.join(file)).expect("the file is there"));
+        self.change(|| {
+            fs::remove_file(self.state.world.join(file)).expect("the file is there");
+            self.sync();
+        });
     }
 
     /// Makes a change of the world and waits until every living agent has a new state.

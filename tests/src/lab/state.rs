@@ -11,6 +11,9 @@ pub(crate) struct State {
     pub(crate) dir: PathBuf,
     pub(crate) world: PathBuf,
     pub(crate) nodes: Vec<Node>,
+    /// Present when the agents are fed by an API server.
+    #[serde(default)]
+    pub(crate) api: Option<serde_json::Value>,
     pub(crate) control: Option<Process>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) services: Vec<Service>,

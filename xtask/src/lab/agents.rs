@@ -138,12 +138,12 @@ fn start_control(lab: &Lab, names: &Names, agent: &Path) -> Result<(Control, Sta
     let address = SocketAddr::new(fabric_ips()[0], CA_PORT).to_string();
     let mut command = words([
         (agent.as_os_str(), "control".as_ref()),
-        ("--config-dir".as_ref(), lab.world.as_os_str()),
         ("--state-dir".as_ref(), lab.dir.join("control-state").as_os_str()),
         ("--listen".as_ref(), address.as_ref()),
         ("--join-tokens-dir".as_ref(), lab.dir.join("tokens").as_os_str()),
         ("--trust-bundle-out".as_ref(), roots_file(&lab.dir).as_os_str()),
     ]);
+    command.extend(source_of_objects(lab));
     command.extend(lab.control_args.iter().cloned());
     let cgroup = cgroup::root()?.join(names.cgroup()).join("control");
     cgroup::create(&cgroup)?;
@@ -172,7 +172,6 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
     let mut command = words([
         (agent.as_os_str(), "node".as_ref()),
         ("--node".as_ref(), node.name.as_ref()),
-        ("--config-dir".as_ref(), lab.world.as_os_str()),
         ("--sandbox-dir".as_ref(), sandboxes.as_os_str()),
         ("--cgroup".as_ref(), node.pods_cgroup().as_os_str()),
         ("--pin-dir".as_ref(), pin_dir.as_os_str()),
@@ -182,6 +181,7 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
         ("--service-vips".as_ref(), "all".as_ref()),
         ("--workers".as_ref(), workers.to_string().as_ref()),
     ]);
+    command.extend(source_of_objects(lab));
     // An agent takes each flag once, and this is one that people choose otherwise.
     if !lab.agent_args.iter().any(|word| word.split('=').next() == Some("--access-log")) {
         command.extend(["--access-log".to_owned(), access_log.to_string_lossy().into_owned()]);
@@ -193,6 +193,17 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
     let started = launch(&format!("the agent of {}", node.name), &entry, &command, log.clone())?;
     let (pid, admin) = (started.child.id(), started.admin.to_string());
     Ok((Agent { pid, admin, pin_dir, log, access_log, alive: true, command }, started))
+}
+
+/// The flags that say where objects come from.
+fn source_of_objects(lab: &Lab) -> Vec<String> {
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    match &lab.api {
+        None => vec!["--config-dir".to_owned(), path(&lab.world)],
+        Some(api) => {
+            vec!["--kubernetes".to_owned(), "--kubeconfig".to_owned(), path(&api.kubeconfig)]
+        }
+    }
 }
 
 fn words<const N: usize>(pairs: [(&std::ffi::OsStr, &std::ffi::OsStr); N]) -> Vec<String> {

@@ -43,6 +43,8 @@ pub struct Lab {
     pub control_args: Vec<String>,
     /// Its nodes.
     pub nodes: Vec<Node>,
+    /// The API server that agents and control are fed by; absent when they read the world's files.
+    pub api: Option<Api>,
     /// The control process; absent without a mesh.
     pub control: Option<Control>,
     /// Its pods.
@@ -91,6 +93,24 @@ pub struct Agent {
     pub access_log: PathBuf,
     /// Whether it runs, when this was said.
     pub alive: bool,
+    /// What it was started with.
+    pub command: Vec<String>,
+}
+
+/// The API server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Api {
+    /// Process.
+    pub pid: u32,
+    /// Address, on the fabric.
+    pub address: String,
+    /// A kubeconfig of its administrator.
+    pub kubeconfig: PathBuf,
+    /// What of the world was brought into it.
+    pub known: PathBuf,
+    /// What it prints.
+    pub log: PathBuf,
     /// What it was started with.
     pub command: Vec<String>,
 }

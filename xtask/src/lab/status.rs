@@ -47,6 +47,10 @@ pub fn print(lab: &Lab, json: bool) -> Result<()> {
 
 fn table(lab: &Lab) -> String {
     let mut text = format!("lab {} ({:?}), world {}\n", lab.name, lab.phase, lab.world.display());
+    if let Some(api) = &lab.api {
+        let (pid, kubeconfig) = (api.pid, api.kubeconfig.display());
+        let _ = writeln!(text, "api       pid {pid}, http://{}, kubeconfig {kubeconfig}", api.address);
+    }
     let state = |alive: bool| if alive { "runs" } else { "DEAD" };
     if let Some(control) = &lab.control {
         let (pid, admin) = (control.pid, &control.admin);
