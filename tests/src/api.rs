@@ -246,17 +246,17 @@ impl ApiServer {
         let mut bare = object.clone();
         bare["metadata"].as_object_mut().map(|metadata| metadata.remove("resourceVersion"));
         let written = match state.named(&whole) {
-            Ok(_) => {
-                bare["metadata"].as_object_mut().map(|metadata| metadata.remove("uid"));
-                state.patch(&whole, write::PatchKind::Merge, &bare).map(drop)
+            Ok(old) => {
+                bare["metadata"]["resourceVersion"] = old.revision.to_string().into();
+                state.update(&whole, bare)
             }
-            Err(_) => state.create(&whole, bare).map(drop),
+            Err(_) => state.create(&whole, bare),
         };
-        written.unwrap_or_else(|refusal| panic!("{kind} {name}: {refusal}"));
+        let written = written.unwrap_or_else(|refusal| panic!("{kind} {name}: {refusal}"));
         if resource.status && !object["status"].is_null() {
-            let status = serde_json::json!({ "status": object["status"] });
-            let status_of = target(resource, namespace, name.clone(), true);
-            let written = state.patch(&status_of, write::PatchKind::Merge, &status);
+            let mut status = object;
+            status["metadata"]["resourceVersion"] = written.revision.to_string().into();
+            let written = state.update(&target(resource, namespace, name.clone(), true), status);
             written.unwrap_or_else(|refusal| panic!("the status of {kind} {name}: {refusal}"));
         }
         drop(state);
