@@ -34,6 +34,12 @@ struct Settings {
     is_as_given: bool,
 }
 
+impl Default for Inner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Inner {
     /// A server that takes connections.
     pub fn new() -> Self {

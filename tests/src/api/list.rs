@@ -32,7 +32,7 @@ pub fn page(store: &Store, resource: &Resource, ask: &Ask) -> Result<Page, Refus
     let selector = Selector::read(labels, fields, resource)?;
     let limit = usize::try_from(ask.number("limit")?.unwrap_or_default()).unwrap_or(usize::MAX);
     let (revision, behind) = place(store, ask)?;
-    let state = store.state_at(&resource.kept, revision, behind.as_ref()).map_err(|_| {
+    let state = store.state_at(&resource.kept, revision, behind.as_ref()).map_err(|_forgotten| {
         Refusal::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
              the continue parameter.",

@@ -23,6 +23,12 @@ pub struct State {
     defined: Vec<Arc<Resource>>,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl State {
     /// A cluster that was just made.
     pub fn new() -> Self {

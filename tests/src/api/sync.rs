@@ -180,7 +180,7 @@ async fn delete(api: &Api<DynamicObject>, identity: &Identity) -> Result<()> {
     let at_once = DeleteParams::default().grace_period(0);
     match api.delete(&identity.name, &at_once).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        deleted => Ok(drop(deleted?)),
+        deleted => Ok(deleted.map(drop)?),
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Watch {
     to_client: mpsc::Sender<io::Result<Frame<Bytes>>>,
 }
 
+/// What a watch says, piece by piece.
+pub type Pieces = mpsc::Receiver<io::Result<Frame<Bytes>>>;
+
 /// The watch is over.
 struct Over;
 
@@ -55,7 +58,7 @@ impl Watch {
         ask: Ask,
         user: String,
         form: Form,
-    ) -> Result<(Self, mpsc::Receiver<io::Result<Frame<Bytes>>>), Refusal> {
+    ) -> Result<(Self, Pieces), Refusal> {
         let (labels, fields) = (ask.parameter("labelSelector"), ask.parameter("fieldSelector"));
         let selector = Selector::read(labels, fields, &resource)?;
         let (timeout, from) = (ask.timeout()?, ask.number("resourceVersion")?.unwrap_or_default());
@@ -267,6 +270,6 @@ impl Watch {
     }
 
     async fn send(&self, text: Vec<u8>) -> Result<(), Over> {
-        self.to_client.send(Ok(Frame::data(text.into()))).await.map_err(|_| Over)
+        self.to_client.send(Ok(Frame::data(text.into()))).await.map_err(|_gone| Over)
     }
 }
