@@ -195,6 +195,7 @@ impl Node {
             policies: &self.policies.current(),
             routes: &self.routes.current(),
             caught: &self.caught,
+            waiting: &[],
             habits: &Habits::default(),
             node: "node-0000",
             splice_by_default: true,

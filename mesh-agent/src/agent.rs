@@ -36,6 +36,9 @@ pub enum Error {
     /// The kernel side.
     #[error("the kernel programs cannot be dealt with")]
     Kernel(#[from] kernel::Error),
+    /// Where control groups are mounted.
+    #[error("the control groups of this node cannot be found")]
+    Cgroups(#[source] io::Error),
     /// Certificates.
     #[error("identity cannot start")]
     Identity(#[from] identity::Error),

@@ -1,17 +1,19 @@
 //! Which pods are caught, their in-pod listeners, and where a caught socket wanted to go.
 //!
 //! Layer 4, stations 2 and 9 of the walk. It turns the registry into kernel maps, opens listeners inside pods'
-//! network namespaces, and answers the proxy's three questions: which pod is this, where did its socket want to go, and
-//! open me a socket in that pod. It never reads a byte of a connection.
+//! network namespaces, and answers the proxy's questions: which pod is this, where did its socket want to go, who on this
+//! node dialled it, and open me a socket in that pod. It never reads a byte of a connection.
 //!
-//! Reading order: [`sandbox`] (where pods run), [`enrol`] (catching one), [`compile`] (what the kernel must know),
-//! [`numbers`] and [`tracked`] (what that stands on), [`tables`] (telling it), [`keeper`] (the task that keeps all this true), [`flows`] and [`habit`] (connections that
-//! never pass the agent), [`origins`] (the proxy's questions).
+//! Reading order: [`sandbox`] and [`groups`] (where pods run), [`enrol`] (catching one), [`compile`] (what the kernel must know),
+//! [`numbers`] and [`tracked`] (what that stands on), [`tables`] (telling it), [`keeper`] (the task that keeps all this true) and `watch` (what wakes it), [`flows`] and [`habit`] (connections that
+//! never pass the agent), [`origins`] and [`callers`] (the proxy's questions).
 #![forbid(unsafe_code)]
 
+pub mod callers;
 pub mod compile;
 pub mod enrol;
 pub mod flows;
+pub mod groups;
 pub mod habit;
 pub mod keeper;
 pub mod numbers;
@@ -19,7 +21,9 @@ pub mod origins;
 pub mod sandbox;
 pub mod tables;
 pub mod tracked;
+mod watch;
 
+pub use callers::{Caller, Callers, KernelCallers};
 pub use compile::reads_requests;
 pub use keeper::{Capture, FastPath, Handles, Settings, start};
 pub use origins::KernelOrigins;

@@ -5,11 +5,13 @@
 //! values mean for a pod: that is `capture`'s. Nothing here is on a connection's path; the programs themselves are in
 //! the crate `mesh-ebpf`.
 //!
-//! Reading order: [`offsets`] (where the kernel keeps the fields that the programs read), [`load`] (object, pins, links),
-//! [`maps`] (typed tables), [`events`], [`netns`] (visiting a pod's namespace), [`destroy`] (closing sockets by policy), [`hooks`] (whose programs are attached),
+//! Reading order: [`cgroup`] (control groups as files), [`offsets`] (where the kernel keeps the fields that the programs read), [`load`] (object, pins, links),
+//! [`maps`] (typed tables), [`events`], [`netns`] (visiting a pod's namespace), [`diag`] (whose a socket is), [`destroy`] (closing sockets by policy), [`hooks`] (whose programs are attached),
 //! [`probes`] (does the fast path keep its promises on this kernel), [`sys`].
 
+pub mod cgroup;
 pub mod destroy;
+pub mod diag;
 pub mod events;
 pub mod hooks;
 pub mod load;
@@ -34,8 +36,8 @@ pub struct Settings {
     pub object: PathBuf,
     /// Directory on a bpffs in which maps and links of this node are pinned.
     pub pin_dir: PathBuf,
-    /// Control group (v2) below which pods live; programs attach here and nowhere above.
-    pub cgroup: PathBuf,
+    /// Control group (v2) below which pods live; programs attach here and nowhere above. `None`: it has to be found.
+    pub cgroup: Option<PathBuf>,
     /// Age of the heartbeat from which new connections follow the pod's failure mode. Default 1 s.
     ///
     /// Too short: a busy machine looks like a dead agent. Too long: callers hang on a listener that nobody serves.

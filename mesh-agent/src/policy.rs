@@ -45,6 +45,9 @@ pub struct Facts<'a> {
     pub destination: &'a Workload,
     /// Its port, host order.
     pub port: u16,
+    /// It is kubelet's: a process of root outside every pod, on the pod's own node, dials a port that the pod declares as
+    /// a probe's. Who says so has asked the kernel about the dialling socket; an address alone never is a reason.
+    pub node_probe: bool,
     /// The request, where one is judged. `None`: a connection that is not HTTP, or not known to be: a rule with `http`
     /// then matches for DENY and not for ALLOW and AUDIT.
     pub request: Option<Request<'a>>,
@@ -63,6 +66,9 @@ pub struct Request<'a> {
     pub host: Option<&'a str>,
 }
 
+/// The reason under which a probe of the node is recorded.
+pub const NODE_PROBE: &str = "probe";
+
 /// Proof that policy admitted a connection or a request. Later steps demand it; only [`PolicySet::evaluate`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
@@ -72,6 +78,8 @@ pub struct Permit {
     audits: Vec<PolicyName>,
     /// Admitted without an identity under the mesh-wide default `Audit`.
     default_audit: bool,
+    /// Admitted as a probe of the node, whatever the policies say.
+    node_probe: bool,
 }
 
 impl Permit {
@@ -85,6 +93,19 @@ impl Permit {
         &self.audits
     }
 
+    /// True when it was admitted as a probe of the node, whatever policies say.
+    pub fn is_node_probe(&self) -> bool {
+        self.node_probe
+    }
+
+    /// What records and metrics put it down to: the policy, or that it is a probe. `None`: the mesh-wide default.
+    pub fn reason(&self) -> Option<Arc<str>> {
+        if self.node_probe {
+            return Some(NODE_PROBE.into());
+        }
+        self.policy().map(|(policy, _)| policy.to_string().into())
+    }
+
     /// True when the mesh-wide default `Audit` asks for a record: the client has no verified identity.
     pub fn recorded_by_default(&self) -> bool {
         self.default_audit
@@ -94,6 +115,9 @@ impl Permit {
 impl fmt::Display for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.by {
+            _ if self.node_probe => {
+                f.write_str("allowed as a probe of the node's kubelet, whatever policies say")
+            }
             Some((policy, rule)) => write!(f, "allowed by rule {rule} of ALLOW policy {policy}"),
             None if self.default_audit => f.write_str("allowed by the mesh-wide default Audit, and recorded"),
             None => f.write_str("allowed by the mesh-wide default: no ALLOW policy selects the pod"),

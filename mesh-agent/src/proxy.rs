@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
 
-use crate::capture::OriginTable;
+use crate::capture::{Callers, OriginTable};
 use crate::identity::Identities;
 use crate::model::SpiffeId;
 use crate::policy::Policies;
@@ -121,6 +121,8 @@ pub struct Handles {
     pub credentials: Arc<dyn Credentials>,
     /// Where a caught socket wanted to go.
     pub origins: Arc<dyn OriginTable>,
+    /// Who on this node dialled a pod.
+    pub callers: Arc<dyn Callers>,
     /// Who is told.
     pub telemetry: Telemetry,
 }

@@ -9,7 +9,7 @@
 #![no_std]
 
 /// Version of everything in this file. Raise it with every change of layout or meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Port of the destination pod on which tunnels arrive.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -124,6 +124,14 @@ pub mod frontend {
     pub const HAS_LOCAL: u32 = 1;
     /// Routes are attached: connections are the agent's, and when it is away they follow the pod's failure mode.
     pub const ROUTED: u32 = 2;
+}
+
+/// Values of `HELD`: what a socket meets whose control group is a pod's and whose network namespace nobody has announced.
+pub mod held {
+    /// It is refused, and the agent is told.
+    pub const REFUSE: u32 = 1;
+    /// It passes, and the agent is told.
+    pub const ANNOUNCE: u32 = 2;
 }
 
 /// Values of [`Pair::state`]. They only ever go up.

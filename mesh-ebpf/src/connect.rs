@@ -2,14 +2,14 @@
 //!
 //! Minimum kernel: 5.18 (`bpf_set_retval`).
 //! Helpers used: `bpf_get_netns_cookie`, `bpf_sk_storage_get`, `bpf_get_prandom_u32`, `bpf_set_retval`,
-//! `bpf_get_smp_processor_id`, `bpf_get_current_ancestor_cgroup_id`, ring buffer.
+//! `bpf_get_smp_processor_id`, `bpf_get_current_cgroup_id`, `bpf_get_current_ancestor_cgroup_id`, ring buffer.
 //! On any failure: an enrolled pod's connection is refused (its record could not be kept, so the agent could not know
 //! where it wanted to go); a socket that is not ours is left alone.
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_prandom_u32, bpf_get_smp_processor_id,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_get_smp_processor_id,
         generated::bpf_set_retval,
     },
     macros::cgroup_sock_addr,
@@ -18,14 +18,14 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use mesh_common::{
     Address, Backend, BackendKey, Config, Frontend, FrontendKey, Local, SkipKey, Verdict, VerdictKey,
-    WORKERS_MAX, Workload, action, config, counter, event, reason, workload,
+    WORKERS_MAX, Workload, action, config, counter, event, held, reason, workload,
 };
 
 use crate::{
     ctx::{self, sock_addr},
     datagram,
     maps::{
-        ADDRESSES, BACKENDS, FRONTENDS, HELD, OPEN, SKIP_PORTS, SOCKET_STATE, VERDICTS, WORKLOADS,
+        ADDRESSES, AGENTS, BACKENDS, FRONTENDS, HELD, OPEN, SKIP_PORTS, SOCKET_STATE, VERDICTS, WORKLOADS,
         agent_is_alive, count, emit,
     },
 };
@@ -95,6 +95,9 @@ fn connect<const V6: bool>(ctx: &SockAddrContext) -> i32 {
     let Some(source) = (unsafe { WORKLOADS.get(call.netns) }) else {
         return unknown_source::<V6>(ctx, &call);
     };
+    if is_agent() {
+        return pass();
+    }
     match sock_addr::protocol(raw) {
         ctx::IPPROTO_TCP => {}
         ctx::IPPROTO_UDP => return datagram::decide(&call.dialled),
@@ -316,18 +319,27 @@ pub fn refuse(call: &Call, source: u32, destination: u32, reason: u32, policy: u
     REFUSE
 }
 
-/// The held control group that the running task is in, at whatever depth: runtimes put a pod's containers into groups of
+/// Whether the running task is an agent, which may itself be a pod below the group that the programs are attached to. What it
+/// dials from inside a pod is the mesh's own leg and must not come back to it.
+#[inline(always)]
+pub fn is_agent() -> bool {
+    // SAFETY: no arguments.
+    AGENTS.get_ptr(unsafe { bpf_get_current_cgroup_id() }).is_some()
+}
+
+/// The held control group that the running task is in, and what to do, at whatever depth: runtimes put a pod's containers into groups of
 /// their own below the pod's.
 #[inline(always)]
-fn held_ancestor() -> Option<u64> {
+fn held_ancestor() -> Option<(u64, u32)> {
     for level in 1..=DEPTH_MAX {
         // SAFETY: takes a number; answers 0 below the task's own group.
         let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
         if cgroup == 0 {
             return None;
         }
-        if HELD.get_ptr(cgroup).is_some() {
-            return Some(cgroup);
+        // SAFETY: four bytes.
+        if let Some(what) = unsafe { HELD.get(cgroup) } {
+            return Some((cgroup, *what));
         }
     }
     None
@@ -336,9 +348,8 @@ fn held_ancestor() -> Option<u64> {
 /// A socket of a network namespace that the agent has not announced.
 #[inline(always)]
 fn unknown_source<const V6: bool>(ctx: &SockAddrContext, call: &Call) -> i32 {
-    if let Some(cgroup) = held_ancestor() {
-        count(counter::CONNECT_DENY);
-        count(counter::REASON_BASE + reason::UNKNOWN_NETNS);
+    let held = held_ancestor();
+    if let Some((cgroup, _)) = held {
         emit(event::UNKNOWN_NETNS, |e| {
             e.reason = reason::UNKNOWN_NETNS;
             e.netns = call.netns;
@@ -346,6 +357,10 @@ fn unknown_source<const V6: bool>(ctx: &SockAddrContext, call: &Call) -> i32 {
             e.dialled = call.dialled;
             e.dialled_port = call.port;
         });
+    }
+    if held.is_some_and(|(_, what)| what == held::REFUSE) {
+        count(counter::CONNECT_DENY);
+        count(counter::REASON_BASE + reason::UNKNOWN_NETNS);
         // SAFETY: sets the value that the call returns.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         return REFUSE;

@@ -23,9 +23,12 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 pub static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, Workload, { PODS_MAX as usize }> = HashMap::new();
-/// Control group ids of pods whose unknown network namespaces are held (refused).
+/// What to do with sockets of unknown network namespaces, by control group id of a pod (see `mesh_common::held`).
 #[btf_map]
 pub static HELD: HashMap<u64, u32, { PODS_MAX as usize }> = HashMap::new();
+/// Control group ids of this node's agents: their sockets inside pods are the mesh's own.
+#[btf_map]
+pub static AGENTS: HashMap<u64, u32, 1024, BPF_F_NO_PREALLOC> = HashMap::new();
 // Sizes of what follows the mesh: 50,000 pods and 10,000 services of two ports, all in both families, with room for half as
 // much again. Empty, each entry costs its bucket of 16 bytes; used, about 100 bytes more.
 #[btf_map]

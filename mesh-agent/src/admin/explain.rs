@@ -276,11 +276,18 @@ pub fn answer(snapshot: &Snapshot, policies: &PolicySet, question: &Question) ->
                 pod.name
             ));
         }
+        if pod.probe_ports.contains(&port) {
+            notes.push(format!(
+                "kubelet's own probes of {} port {port} pass, whatever policies say",
+                pod.name
+            ));
+        }
         explanations.push(policies.explain(&Facts {
             identity: client.filter(|client| client.enrolled).map(|client| &client.identity),
             client: client_address(&question.from, client, &pod),
             destination: &pod,
             port,
+            node_probe: false,
             request,
         }));
     }

@@ -213,6 +213,8 @@ fn workload(name: &str, ip: &str, port: u16) -> Workload {
         forward_client_cert: false,
         skip_outbound_ports: [].into(),
         skip_inbound_ports: [].into(),
+        probe_ports: std::collections::BTreeSet::new(),
+        manifest_hash: None,
         failure_mode: FailureMode::default(),
         host_network: false,
         ready: true,

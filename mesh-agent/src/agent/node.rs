@@ -4,6 +4,7 @@
 //! capture. Ready when every pod that is there has been caught and has its certificate.
 //! Order of stop: capture says goodbye to the programs, workers let connections end, records are flushed. Pins stay.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use super::Error;
 use super::process::Process;
 use super::windows::{LateDiscovery, add_mesh, first_state, report_discovery};
 use crate::admin::{Windows, views};
-use crate::capture::{self, Capture, FastPath, KernelOrigins};
+use crate::capture::groups::Groups;
+use crate::capture::sandbox::{Files, Sandboxes};
+use crate::capture::{self, Capture, FastPath, KernelCallers, KernelOrigins};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
 use crate::identity::Identities;
 use crate::kernel::{self, Kernel, probes};
@@ -68,11 +71,14 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     drop(objects);
 
     let mut kernel = Kernel::load(&settings.kernel)?;
+    let sandboxes = sandboxes(settings)?;
+    // Before the probes: where the agent is itself below this group, they run with the programs that are attached there.
+    let attached = settings.kernel.cgroup.as_deref().or_else(|| sandboxes.attach_point()).map(Path::to_owned);
+    attached.as_deref().map(|group| kernel.attach(group)).transpose()?;
     let fast_path = match settings.splice {
         SpliceMode::Auto => probe(&mut kernel, &telemetry),
         SpliceMode::Off => FastPath::Off,
     };
-    kernel.attach(&settings.kernel.cgroup)?;
     kernel::release_boot_memory();
 
     let mesh = registry.snapshot().config.clone();
@@ -86,6 +92,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         routes: routes.clone(),
         credentials: Arc::new(identities.clone()),
         origins: Arc::new(KernelOrigins(kernel.maps().clone())),
+        callers: Arc::new(KernelCallers::new(attached.as_deref())),
         telemetry: telemetry.clone(),
     };
     let workers = proxy::start_workers(proxy::Settings::default(), &handles, receivers, &shutdown)?;
@@ -94,7 +101,8 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     let capture = capture::start(
         capture::Settings {
             node: settings.node.as_str().into(),
-            sandbox_dir: settings.sandbox_dir.clone(),
+            sandboxes,
+            attached,
             all_services: settings.service_vips == ServiceVips::All,
             fast_path,
         },
@@ -151,8 +159,24 @@ fn windows(
             certified.get().map_or_else(|| json!([]), |parts| certificates(&parts.identities, &parts.capture))
         })
         .view("/node-problems", move || {
-            complaints.get().map_or_else(|| json!([]), |parts| json!(parts.capture.state().problems))
+            let state = complaints.get().map(|parts| parts.capture.state());
+            state.map_or_else(
+                || json!([]),
+                |state| json!(state.problems.iter().chain(&state.left_out).collect::<Vec<_>>()),
+            )
         })
+}
+
+/// Where the pods of this node are looked for.
+fn sandboxes(settings: &NodeSettings) -> Result<Sandboxes, Error> {
+    if let Some(dir) = &settings.sandbox_dir {
+        return Ok(Sandboxes::Files(Files(dir.clone())));
+    }
+    let mut groups = Groups::of_this_node().map_err(Error::Cgroups)?;
+    if let Some(group) = &settings.kernel.cgroup {
+        groups.attach_only_to(group);
+    }
+    Ok(Sandboxes::Groups(Box::new(groups)))
 }
 
 /// Runs the probes, tells about each, and says which pods may use the fast path.

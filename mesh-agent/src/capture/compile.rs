@@ -51,7 +51,7 @@ pub struct Caught {
 pub struct Tables {
     /// By netns cookie.
     pub workloads: Tracked<u64, Entry>,
-    /// Control groups whose unannounced namespaces are refused.
+    /// What sockets of unannounced namespaces meet, by control group.
     pub held: Tracked<u64, u32>,
     /// By pod IP.
     pub addresses: Tracked<Address, Local>,
@@ -78,6 +78,8 @@ pub struct Inputs<'a> {
     pub routes: &'a Arc<RouteTable>,
     /// Caught pods.
     pub caught: &'a [Caught],
+    /// Pods of this node that are there and not caught yet, by the number of their control group.
+    pub waiting: &'a [(u64, WorkloadUid)],
     /// Ports that do better without the sockmap.
     pub habits: &'a Habits,
     /// This node.

@@ -1,15 +1,14 @@
 //! Catching a pod: its namespace is checked, the agent's listeners are opened inside it, `inbound` is attached.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::compile::Caught;
-use super::sandbox::Sandbox;
+use super::sandbox::{Place, Sandbox};
 use super::{Pod, SocketSource};
-use crate::kernel::{Netns, netns};
+use crate::kernel::{Netns, cgroup, netns};
 use crate::model::Workload;
 use mesh_common::WORKERS_MAX;
 
@@ -23,7 +22,7 @@ pub enum Error {
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] crate::kernel::Error),
-    /// The namespace named by the sandbox file is somebody else's, or not set up yet.
+    /// The namespace is somebody else's, or not set up yet.
     #[error("network namespace {netns:?} holds none of the pod's addresses ({wanted}); it holds {found}")]
     WrongNamespace {
         /// Path.
@@ -33,6 +32,9 @@ pub enum Error {
         /// The namespace's.
         found: String,
     },
+    /// No process of the pod tells its namespace.
+    #[error("it has no network namespace yet")]
+    NoNamespace,
     /// A listener could not be opened.
     #[error("cannot listen inside the pod")]
     Listen(#[source] std::io::Error),
@@ -51,6 +53,8 @@ pub struct Opened {
     pub pod: Arc<Pod>,
     /// Its namespace.
     pub netns: Netns,
+    /// By which path it was found.
+    pub place: Place,
     /// What the tables need.
     pub caught: Caught,
     /// Per worker: outbound, inbound.
@@ -71,8 +75,7 @@ impl SocketSource for InNetns {
 /// # Errors
 /// See [`Error`]. Nothing is left behind.
 pub fn open(sandbox: &Sandbox, workload: &Arc<Workload>, slot: u32, workers: usize) -> Result<Opened, Error> {
-    let netns = Netns::open(&sandbox.netns)?;
-    check_addresses(sandbox, workload, &netns)?;
+    let (place, netns) = find_netns(&sandbox.places, workload)?;
     let listeners = netns
         .enter(|| {
             (0..workers.min(WORKERS_MAX))
@@ -86,23 +89,35 @@ pub fn open(sandbox: &Sandbox, workload: &Arc<Workload>, slot: u32, workers: usi
         netns_cookie: netns.cookie(),
         slot,
         outbound_ports,
-        // The id of a control group is the inode number of its directory (kernfs, 64-bit).
-        cgroup_id: std::fs::metadata(&sandbox.cgroup).ok().map(|metadata| metadata.ino()),
+        cgroup_id: sandbox.cgroup.as_deref().and_then(|group| cgroup::id(group).ok()),
     };
     let pod = Arc::new(Pod::new(workload.clone(), Box::new(InNetns(netns.clone())), netns.cookie()));
-    Ok(Opened { pod, netns, caught, listeners })
+    Ok(Opened { pod, netns, place, caught, listeners })
+}
+
+/// The first namespace that holds an address of the pod. Where none does, the answer speaks of the likeliest one.
+fn find_netns(places: &[Place], workload: &Workload) -> Result<(Place, Netns), Error> {
+    let mut first = None;
+    for place in places {
+        let opened = Netns::open(&place.path).map_err(Error::from);
+        match opened.and_then(|netns| check_addresses(place, workload, &netns).map(|()| netns)) {
+            Ok(netns) => return Ok((place.clone(), netns)),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or(Error::NoNamespace))
 }
 
 /// A namespace is believed only if it holds the pod's address; otherwise a foreign process that once entered it could
 /// lend the pod's identity to another.
-fn check_addresses(sandbox: &Sandbox, workload: &Workload, netns: &Netns) -> Result<(), Error> {
+fn check_addresses(place: &Place, workload: &Workload, netns: &Netns) -> Result<(), Error> {
     let found = netns.addresses()?;
     if workload.addresses.iter().any(|ip| found.contains(ip)) {
         return Ok(());
     }
     let list = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Err(Error::WrongNamespace {
-        netns: sandbox.netns.clone(),
+        netns: place.path.clone(),
         wanted: list(&workload.addresses),
         found: list(&found),
     })

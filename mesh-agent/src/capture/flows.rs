@@ -96,6 +96,7 @@ impl Flows {
                 client: event_client(event).ip(),
                 destination,
                 port: event.tuple.server_port,
+                node_probe: false,
                 request: None,
             };
             if let Ok(permit) = self.policies.current().evaluate(&facts) {
@@ -270,6 +271,7 @@ impl Flows {
                         client: pair.tuple.client.into(),
                         destination,
                         port: pair.tuple.server_port,
+                        node_probe: false,
                         request: None,
                     })
                     .map_err(|refusal| decider(&refusal)),

@@ -1,13 +1,12 @@
 //! The task that keeps the kernel's view true: pods are caught and let go, tables follow registry and policy, events
 //! are taken in, sockets that policy turns against are closed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use notify::Watcher as _;
 use tokio::sync::{mpsc, watch};
 
 use super::compile::{Caught, Inputs, Plan};
@@ -15,31 +14,37 @@ use super::enrol::{self, Opened};
 use super::flows::Flows;
 use super::habit::Habits;
 use super::numbers::Numbers;
-use super::sandbox::{self, Sandbox};
+use super::sandbox::{Found, Look, Place, Sandbox, Sandboxes};
 use super::tables::{self, Applied};
+use super::watch::Watch;
 use super::{ListenerChange, Pod};
 use crate::kernel::events::Events;
-use crate::kernel::{Error, Kernel, Maps, Netns, load};
+use crate::kernel::{Error, Kernel, Maps, Netns, cgroup, load};
 use crate::lifecycle::{Block, Shutdown, clock, tasks};
 use crate::model::{SpiffeId, Workload, WorkloadUid};
 use crate::policy::Policies;
-use crate::registry::{Registry, Snapshot};
+use crate::registry::Registry;
 use crate::route::Routes;
 use crate::telemetry::Telemetry;
-use mesh_common::{PODS_MAX, WORKERS_MAX};
+use mesh_common::{PODS_MAX, WORKERS_MAX, event};
 
 /// How often the programs get a sign of life. Well below the age that counts as "away" (1 s by default).
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
 /// How often sandboxes are looked at without a hint, and failed pods are tried again.
 const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
+/// A socket of a pod that is not caught yet asks for a look at once, but not more often than this.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(100);
+
 /// What the room needs to know.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Settings {
     /// This node's name, as in `Pod.spec.nodeName`.
     pub node: Arc<str>,
-    /// Directory of sandbox files (see [`sandbox`]).
-    pub sandbox_dir: PathBuf,
+    /// Where pods run (see [`super::sandbox`]).
+    pub sandboxes: Sandboxes,
+    /// Where the programs are attached already; `None`: where the sandboxes say, once they do.
+    pub attached: Option<PathBuf>,
     /// Service addresses are resolved for every pod below the control group, meshed or not (a node without kube-proxy).
     pub all_services: bool,
     /// Which pods may use the fast path, as far as the kernel and the command line go.
@@ -88,6 +93,8 @@ pub struct State {
     pub pods: Vec<(Arc<Pod>, Caught)>,
     /// Complaints, by pod or sandbox file.
     pub problems: Vec<String>,
+    /// Pods that stay outside the mesh although they were asked into it, and why.
+    pub left_out: Vec<String>,
 }
 
 impl Capture {
@@ -130,6 +137,8 @@ pub fn start(
         applied: Applied::default(),
         flows,
         pods: BTreeMap::new(),
+        waiting: Vec::new(),
+        looked: None,
         state,
     };
     tasks::spawn("capture", keeper.run(events, block, shutdown));
@@ -140,7 +149,8 @@ struct Kept {
     pod: Arc<Pod>,
     netns: Netns,
     caught: Caught,
-    sandbox: Sandbox,
+    place: Place,
+    cgroup: Option<PathBuf>,
 }
 
 struct Keeper {
@@ -152,13 +162,16 @@ struct Keeper {
     applied: Applied,
     flows: Flows,
     pods: BTreeMap<WorkloadUid, Kept>,
+    /// Pods that are there and not caught yet, by their control group.
+    waiting: Vec<(u64, WorkloadUid)>,
+    looked: Option<Instant>,
     state: Arc<ArcSwap<State>>,
 }
 
 impl Keeper {
     async fn run(mut self, mut events: Events, block: Block, shutdown: Shutdown) {
         let (hint, mut hints) = mpsc::unbounded_channel();
-        let _watcher = watch(&self.settings.sandbox_dir, hint);
+        let mut watch = Watch::new(hint);
         let mut program_log = self.kernel.take_log();
         let mut registry = self.handles.registry.changes();
         let mut policies = self.handles.policies.changes();
@@ -169,8 +182,12 @@ impl Keeper {
         {
             tracing::error!(error = %chain(&error), "cannot configure the kernel programs");
         }
+        if let Err(error) = self.introduce_agent() {
+            tracing::error!(error = %chain(&error), "the kernel programs cannot be told which control group is the agent's");
+        }
         self.forget_predecessor();
         self.reconcile();
+        self.follow(&mut watch);
         let heart = Heart::start(self.kernel.maps().clone(), self.kernel.generation());
         drop(block);
         loop {
@@ -201,16 +218,35 @@ impl Keeper {
                     for event in &batch {
                         changed |= self.flows.take(event, self.plan.numbers(), &mut self.habits);
                     }
-                    if changed {
+                    if batch.iter().any(|event| event.kind == event::UNKNOWN_NETNS) && self.may_look() {
+                        self.reconcile();
+                    } else if changed {
                         self.write_tables();
                     }
                     self.publish_counters();
                 }
             }
+            self.follow(&mut watch);
         }
         drop(heart);
         if let Err(error) = self.kernel.stop_heartbeat() {
             tracing::warn!(error = %chain(&error), "cannot tell the kernel programs that the agent stops");
+        }
+    }
+
+    /// Tells the programs which control group is the agent's own, and forgets those that are gone. Another agent of this node
+    /// may still be there to finish its connections.
+    fn introduce_agent(&self) -> Result<(), Error> {
+        let mounts = cgroup::Mounts::of_self().unwrap_or_default();
+        let Some(root) = mounts.unified else { return Ok(()) };
+        let agents = &self.kernel.maps().agents;
+        let alive = cgroup::ids_below(&root);
+        for gone in agents.keys()?.into_iter().filter(|group| !alive.contains(group)) {
+            agents.remove(&gone)?;
+        }
+        match cgroup::own(&root).and_then(|own| cgroup::id(&own).ok()) {
+            Some(own) => agents.put(&own, &1),
+            None => Ok(()),
         }
     }
 
@@ -229,38 +265,64 @@ impl Keeper {
         self.pods.values().map(|kept| (kept.caught.netns_cookie, kept.netns.clone())).collect()
     }
 
-    /// Something differs between the sandboxes and what is caught, or failed last time.
-    fn has_work(&self) -> bool {
-        let (sandboxes, problems) = sandbox::read_dir(&self.settings.sandbox_dir);
+    /// Watches what is worth watching now.
+    fn follow(&self, watch: &mut Watch) {
+        let waiting = self.waiting.iter().map(|(_, uid)| uid.clone()).collect();
+        watch.set(&self.settings.sandboxes.watched(&waiting));
+    }
+
+    fn may_look(&self) -> bool {
+        self.looked.is_none_or(|at| clock::now().duration_since(at) >= LOOK_AT_MOST_EVERY)
+    }
+
+    fn look(&mut self) -> Look {
+        self.looked = Some(clock::now());
         let snapshot = self.handles.registry.snapshot();
-        let wanted = wanted(&sandboxes, &snapshot, &self.settings.node);
-        !problems.is_empty()
-            || wanted.len() != self.pods.len()
-            || wanted.keys().any(|uid| !self.pods.contains_key(uid))
-            || !self.state.load().problems.is_empty()
+        self.settings.sandboxes.look(&snapshot, &self.settings.node)
+    }
+
+    /// Something differs between the sandboxes and what is caught, or failed last time.
+    fn has_work(&mut self) -> bool {
+        let look = self.look();
+        let state = self.state.load();
+        let is_kept = |(uid, (sandbox, _)): (&WorkloadUid, &(Sandbox, _))| {
+            self.pods.get(uid).is_some_and(|kept| sandbox.is_still_at(&kept.place, kept.cgroup.as_deref()))
+        };
+        !look.problems.is_empty()
+            || !state.problems.is_empty()
+            || look.left_out != state.left_out
+            || look.sandboxes.len() != self.pods.len()
+            || !look.sandboxes.iter().all(is_kept)
+            || self.settings.sandboxes.attach_point() != self.settings.attached.as_deref()
     }
 
     /// Makes what is caught equal to what should be.
     fn reconcile(&mut self) {
-        let (sandboxes, mut problems) = sandbox::read_dir(&self.settings.sandbox_dir);
-        let snapshot = self.handles.registry.snapshot();
-        let wanted = wanted(&sandboxes, &snapshot, &self.settings.node);
+        let Look { sandboxes: wanted, mut problems, left_out } = self.look();
+        problems.extend(self.attach());
         self.release_unwanted(&wanted);
         let identities = wanted.values().map(|(_, workload)| workload.identity.clone()).collect();
         (self.handles.wanted_identities)(identities);
         let mut fresh = Vec::new();
+        self.waiting.clear();
         for (uid, (sandbox, workload)) in &wanted {
             if let Some(kept) = self.pods.get(uid) {
-                kept.pod.update((*workload).clone());
+                kept.pod.update(workload.clone());
                 continue;
             }
-            match self.open(sandbox, workload) {
-                Ok(opened) => {
+            // Without an address, or without a process, the pod is still being made: nothing to complain of.
+            let is_due = !workload.addresses.is_empty() && !sandbox.places.is_empty();
+            match is_due.then(|| self.open(sandbox, workload)) {
+                Some(Ok(opened)) => {
                     fresh.push(uid.clone());
-                    self.hand_to_workers(opened, (*sandbox).clone());
+                    self.hand_to_workers(opened, sandbox);
+                    continue;
                 }
-                Err(error) => problems.push(format!("pod {}: {}", workload.name, chain(&error))),
+                Some(Err(error)) => problems.push(format!("pod {}: {}", workload.name, chain(&error))),
+                None => {}
             }
+            let group = sandbox.cgroup.as_deref().and_then(|group| cgroup::id(group).ok());
+            self.waiting.extend(group.map(|group| (group, uid.clone())));
         }
         problems.extend(self.write_tables());
         for uid in fresh {
@@ -270,16 +332,30 @@ impl Keeper {
             }
         }
         self.detach_leftovers();
-        self.publish(problems);
+        self.publish(problems, left_out);
     }
 
-    fn release_unwanted(&mut self, wanted: &Wanted<'_>) {
-        let gone: Vec<WorkloadUid> = self
-            .pods
-            .iter()
-            .filter(|(uid, kept)| wanted.get(*uid).is_none_or(|(sandbox, _)| **sandbox != kept.sandbox))
-            .map(|(uid, _)| uid.clone())
-            .collect();
+    /// Attaches the programs where the sandboxes say, when that is known or has changed.
+    fn attach(&mut self) -> Option<String> {
+        let wanted = self.settings.sandboxes.attach_point()?;
+        if self.settings.attached.as_deref() == Some(wanted) {
+            return None;
+        }
+        tracing::info!(cgroup = %wanted.display(), "the kernel programs are attached to the control group of the pods");
+        match self.kernel.attach(wanted) {
+            Ok(()) => self.settings.attached = Some(wanted.to_owned()),
+            Err(error) => return Some(chain(&error)),
+        }
+        None
+    }
+
+    fn release_unwanted(&mut self, wanted: &Found) {
+        let is_gone = |uid: &WorkloadUid, kept: &Kept| {
+            let sandbox = wanted.get(uid).map(|(sandbox, _)| sandbox);
+            !sandbox.is_some_and(|sandbox| sandbox.is_still_at(&kept.place, kept.cgroup.as_deref()))
+        };
+        let gone: Vec<WorkloadUid> =
+            self.pods.iter().filter(|(uid, kept)| is_gone(uid, kept)).map(|(uid, _)| uid.clone()).collect();
         for uid in gone {
             let Some(kept) = self.pods.remove(&uid) else { continue };
             tracing::info!(pod = %kept.pod.workload().name, "pod left the mesh");
@@ -319,7 +395,7 @@ impl Keeper {
         (0..PODS_MAX).map(|index| index * step).find(|slot| !used.contains(slot))
     }
 
-    fn hand_to_workers(&mut self, opened: Opened, sandbox: Sandbox) {
+    fn hand_to_workers(&mut self, opened: Opened, sandbox: &Sandbox) {
         tracing::info!(
             pod = %opened.pod.workload().name,
             netns_cookie = opened.caught.netns_cookie,
@@ -334,7 +410,13 @@ impl Keeper {
             // A worker that is gone has stopped serving anyway.
             let _ = worker.send(change);
         }
-        let kept = Kept { pod: opened.pod, netns: opened.netns, caught: opened.caught.clone(), sandbox };
+        let kept = Kept {
+            pod: opened.pod,
+            netns: opened.netns,
+            caught: opened.caught.clone(),
+            place: opened.place,
+            cgroup: sandbox.cgroup.clone(),
+        };
         self.pods.insert(opened.caught.uid, kept);
     }
 
@@ -348,6 +430,7 @@ impl Keeper {
             policies: &policies,
             routes: &routes,
             caught: &caught,
+            waiting: &self.waiting,
             habits: &self.habits,
             node: &self.settings.node,
             splice_by_default: snapshot.config.splice.unwrap_or(self.settings.fast_path == FastPath::On),
@@ -364,14 +447,16 @@ impl Keeper {
         errors.iter().chain(configured.as_ref().err()).map(|error| chain(error)).collect()
     }
 
-    fn publish(&self, mut problems: Vec<String>) {
+    fn publish(&self, mut problems: Vec<String>, left_out: Vec<String>) {
         problems.sort();
-        for problem in problems.iter().filter(|problem| !self.state.load().problems.contains(problem)) {
+        let before = self.state.load();
+        let known = before.problems.iter().chain(&before.left_out).collect::<BTreeSet<_>>();
+        for problem in problems.iter().chain(&left_out).filter(|problem| !known.contains(problem)) {
             tracing::warn!("{problem}");
         }
         let pods = self.pods.values().map(|kept| (kept.pod.clone(), kept.caught.clone())).collect();
         self.handles.telemetry.enrolled_pods(self.pods.len());
-        self.state.store(Arc::new(State { pods, problems }));
+        self.state.store(Arc::new(State { pods, problems, left_out }));
     }
 
     fn publish_counters(&self) {
@@ -397,45 +482,6 @@ async fn any_changed(watched: [&mut watch::Receiver<u64>; 3]) -> Result<(), watc
         one.mark_unchanged();
     }
     changed
-}
-
-type Wanted<'a> = BTreeMap<WorkloadUid, (&'a Sandbox, &'a Arc<Workload>)>;
-
-/// Sandboxes of this node whose pod is enrolled.
-fn wanted<'a>(sandboxes: &'a BTreeMap<Arc<str>, Sandbox>, snapshot: &'a Snapshot, node: &str) -> Wanted<'a> {
-    let known = |sandbox: &'a Sandbox| {
-        let by_uid = snapshot.workload(&WorkloadUid(sandbox.uid.clone()));
-        by_uid
-            .or_else(|| snapshot.workload_by_name(&sandbox.workload_name()))
-            .map(|workload| (sandbox, workload))
-    };
-    sandboxes
-        .values()
-        .filter_map(known)
-        .filter(|(_, workload)| workload.enrolled && !workload.host_network && *workload.node == *node)
-        .map(|(sandbox, workload)| (workload.uid.clone(), (sandbox, workload)))
-        .collect()
-}
-
-fn watch(dir: &std::path::Path, hint: mpsc::UnboundedSender<()>) -> Option<notify::RecommendedWatcher> {
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the files is an event too; answering it would make us read them again, for ever.
-        if event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
-            return;
-        }
-        // The keeper is gone: nobody needs the hint.
-        let _ = hint.send(());
-    });
-    let watched = watcher.and_then(|mut watcher| {
-        watcher.watch(dir, notify::RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    watched.inspect_err(|error| tracing::warn!(%error, "cannot watch the sandbox directory; polling")).ok()
-}
-
-fn is_write_end(event: &notify::Event) -> bool {
-    use notify::event::{AccessKind, AccessMode, EventKind};
-    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
 /// An error with its causes, on one line.

@@ -45,11 +45,12 @@ pub struct NodeFlags {
     pub source: SourceFlags,
 
     /// Directory with one file per running pod that names its network namespace and control group, watched for changes
-    #[arg(long, env = "WEFT_SANDBOX_DIR", value_name = "DIR", required_unless_present = "uninstall")]
+    /// [default: pods are found by their control groups, as kubelet makes them]
+    #[arg(long, env = "WEFT_SANDBOX_DIR", value_name = "DIR")]
     pub sandbox_dir: Option<PathBuf>,
 
-    /// Control group (v2) below which this node's pods live, and the agent itself does not
-    #[arg(long, env = "WEFT_CGROUP", value_name = "PATH", required_unless_present = "uninstall")]
+    /// Control group (v2) below which this node's pods live [default: found, unless --sandbox-dir is given]
+    #[arg(long, env = "WEFT_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
 
     /// Directory on a bpffs for this node's maps and links [default: /sys/fs/bpf/weft/NAME]

@@ -1,7 +1,6 @@
 //! Flags of `mesh-agent node` to settings.
 
 use std::env;
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -79,8 +78,8 @@ pub struct NodeSettings {
     pub node: String,
     /// Where the mesh's objects come from.
     pub objects: discovery::Settings,
-    /// Directory of the node's running pods.
-    pub sandbox_dir: PathBuf,
+    /// Directory of the node's running pods; `None`: found by their control groups.
+    pub sandbox_dir: Option<PathBuf>,
     /// Programs, pins and control group.
     pub kernel: kernel::Settings,
     /// The certificate authority.
@@ -117,8 +116,13 @@ pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
     }
     let objects = source::settings(&mut checks, flags.source);
     // clap has made sure of these: each is required unless --uninstall is given.
-    let sandbox_dir = flags.sandbox_dir.unwrap_or_default();
-    checks.directory("--sandbox-dir", &sandbox_dir, "the directory that lists this node's running pods");
+    if let Some(dir) = &flags.sandbox_dir {
+        checks.directory("--sandbox-dir", dir, "the directory that lists this node's running pods");
+        if flags.cgroup.is_none() {
+            checks
+                .refuse("--cgroup", "name the control group (v2) above the pods: sandbox files do not tell");
+        }
+    }
     let ca = CaSettings {
         address: flags.ca_address.unwrap_or_default(),
         server_name: flags.ca_server_name,
@@ -137,7 +141,7 @@ pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
     let settings = NodeSettings {
         node: flags.node,
         objects,
-        sandbox_dir,
+        sandbox_dir: flags.sandbox_dir,
         kernel,
         ca,
         service_vips: match flags.service_vips {
@@ -246,35 +250,11 @@ fn pin_dir(checks: &mut Checks, flag: Option<PathBuf>, node: &str) -> PathBuf {
     path
 }
 
-fn cgroup(checks: &mut Checks, flag: Option<PathBuf>) -> PathBuf {
-    let path = flag.unwrap_or_default();
+fn cgroup(checks: &mut Checks, flag: Option<PathBuf>) -> Option<PathBuf> {
+    let path = flag?;
     if !path.join("cgroup.procs").exists() {
         let problem = format!("{} is not a control group (v2); name the one above the pods", path.display());
         checks.refuse("--cgroup", problem);
-    } else if own_cgroup().is_some_and(|own| own.starts_with(&path)) {
-        // The agent dials from inside pods' network namespaces: its own connections would come back to it.
-        let problem = format!(
-            "this process is itself in or below {}, and would be caught; name the control group of the pods alone",
-            path.display()
-        );
-        checks.refuse("--cgroup", problem);
     }
-    path
-}
-
-/// The control group (v2) that this process is in (cgroups(7), `/proc/self/cgroup`).
-fn own_cgroup() -> Option<PathBuf> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(cgroup2_mount()?.join(own))
-}
-
-/// Where cgroup2 is mounted (proc(5), `/proc/self/mounts`).
-pub(super) fn cgroup2_mount() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let (target, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| target.into())
-    })
+    Some(path)
 }

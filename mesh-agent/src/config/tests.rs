@@ -128,12 +128,22 @@ fn values_that_cannot_work_are_refused_by_flag() {
 }
 
 #[test]
-fn a_control_group_that_holds_the_agent_itself_is_refused() {
+fn without_sandbox_files_pods_and_their_control_group_are_found() {
     let dir = node_dir();
-    let root = node::cgroup2_mount().expect("cgroup2 is mounted");
-    let line = with(node_line(dir.path()), "--cgroup", &root.to_string_lossy());
-    let text = read_node(line).expect_err("refused").to_string();
-    assert!(text.contains("--cgroup") && text.contains("would be caught"), "{text}");
+    let without = |flags: &[&str]| {
+        let mut line = node_line(dir.path());
+        for flag in flags {
+            let at = line.iter().position(|word| word == flag).expect("it is there");
+            line.drain(at..at + 2);
+        }
+        line
+    };
+    let settings = node_settings(without(&["--sandbox-dir", "--cgroup"]));
+    assert_eq!((settings.sandbox_dir, settings.kernel.cgroup), (None, None));
+    let settings = node_settings(without(&["--sandbox-dir"]));
+    assert_eq!(settings.kernel.cgroup.as_deref(), Some(&*dir.path().join("cgroup")));
+    let text = read_node(without(&["--cgroup"])).expect_err("refused").to_string();
+    assert!(text.contains("--cgroup") && text.contains("sandbox files do not tell"), "{text}");
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub(super) fn workload(namespace: &str, name: &str, account: &str, node: &str) -
         forward_client_cert: false,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
+        probe_ports: std::collections::BTreeSet::new(),
+        manifest_hash: None,
         failure_mode: FailureMode::default(),
         host_network: false,
         ready: true,

@@ -5,43 +5,15 @@
 //! a reset.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use zerocopy::{Immutable, IntoBytes};
+use socket2::Socket;
+use zerocopy::IntoBytes;
 
+use super::diag::{self, NLMSG_ERROR, Request};
 use super::{Error, Netns};
 
-const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DESTROY: u16 = 21;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLMSG_ERROR: u16 = 2;
-const IPPROTO_TCP: u8 = 6;
-
-/// `struct nlmsghdr` followed by `struct inet_diag_req_v2`.
-#[repr(C)]
-#[derive(IntoBytes, Immutable)]
-struct Request {
-    length: u32,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    pid: u32,
-    family: u8,
-    protocol: u8,
-    extensions: u8,
-    pad: u8,
-    states: u32,
-    source_port_be: [u8; 2],
-    destination_port_be: [u8; 2],
-    source: [u8; 16],
-    destination: [u8; 16],
-    interface: u32,
-    cookie: [u32; 2],
-}
-
-const _: () = assert!(size_of::<Request>() == 72);
 
 /// Closes the TCP socket with this cookie, local and remote address in the namespace. False when it is not there.
 ///
@@ -52,11 +24,7 @@ const _: () = assert!(size_of::<Request>() == 72);
 /// The namespace cannot be entered or the kernel refuses for another reason than absence.
 pub fn destroy_tcp(netns: &Netns, cookie: u64, local: SocketAddr, remote: SocketAddr) -> Result<bool, Error> {
     let fail = |source| Error::Call { call: "SOCK_DESTROY", source };
-    let socket = netns
-        .enter(|| {
-            Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))
-        })?
-        .map_err(fail)?;
+    let socket = netns.enter(diag::socket)?.map_err(fail)?;
     // A dual-stack application holds an IPv4 connection in an IPv6 socket, which is found under its mapped address.
     for family in [libc::AF_INET, libc::AF_INET6] {
         if family == libc::AF_INET && local.is_ipv6() {
@@ -73,27 +41,7 @@ pub fn destroy_tcp(netns: &Netns, cookie: u64, local: SocketAddr, remote: Socket
 }
 
 fn send(socket: &Socket, family: u8, cookie: u64, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    // Two halves, the lower one first (`sock_diag_save_cookie`).
-    let [low, high] =
-        [cookie & u64::from(u32::MAX), cookie >> 32].map(|half| u32::try_from(half).expect("32 bits"));
-    let request = Request {
-        length: u32::try_from(size_of::<Request>()).expect("small"),
-        kind: SOCK_DESTROY,
-        flags: NLM_F_REQUEST | NLM_F_ACK,
-        sequence: 1,
-        pid: 0,
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: 0,
-        pad: 0,
-        states: !0,
-        source_port_be: local.port().to_be_bytes(),
-        destination_port_be: remote.port().to_be_bytes(),
-        source: address(family, local.ip()),
-        destination: address(family, remote.ip()),
-        interface: 0,
-        cookie: [low, high],
-    };
+    let request = Request::new(SOCK_DESTROY, true, family, cookie, local, remote);
     socket.send(request.as_bytes())?;
     let mut answer = [0; 256];
     socket.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
@@ -107,14 +55,4 @@ fn send(socket: &Socket, family: u8, cookie: u64, local: SocketAddr, remote: Soc
         (Some(NLMSG_ERROR), Some(code)) => Err(io::Error::from_raw_os_error(-code)),
         _ => Err(io::Error::other("unexpected answer from sock_diag")),
     }
-}
-
-fn address(family: u8, ip: IpAddr) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    match ip {
-        IpAddr::V4(ip) if i32::from(family) == libc::AF_INET => bytes[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V4(ip) => bytes = ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => bytes = ip.octets(),
-    }
-    bytes
 }

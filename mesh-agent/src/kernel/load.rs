@@ -26,11 +26,12 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 /// The cgroup programs.
 const SOCK_ADDR: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "getpeername4", "getpeername6"];
 /// Every map, by the name under which it is pinned.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 20] = [
     "CONFIG",
     "HEARTBEAT",
     "WORKLOADS",
     "HELD",
+    "AGENTS",
     "ADDRESSES",
     "SKIP_PORTS",
     "FRONTENDS",
@@ -132,11 +133,25 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Attaches the cgroup programs, or puts them behind the links of an earlier agent.
+    /// Attaches the cgroup programs, or puts them behind the links of an earlier agent. Links that are elsewhere (another
+    /// control group, or one that is gone) are given up for new ones.
     ///
     /// # Errors
     /// The control group cannot be opened, or the kernel refuses.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let id = super::cgroup::id(cgroup).map_err(|source| Error::Open {
+            what: "control group",
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        for name in SOCK_ADDR.into_iter().chain(["refuse_zerocopy", "established"]) {
+            let pin = self.links.join(name);
+            let at =
+                pin.exists().then(|| sys::open_pin(&pin).and_then(|link| sys::link_cgroup(link.as_fd())));
+            if at.is_some_and(|at| !matches!(at, Ok(at) if at == id)) {
+                remove_pin(&pin)?;
+            }
+        }
         let cgroup_file = File::open(cgroup).map_err(|source| Error::Open {
             what: "control group",
             path: cgroup.to_owned(),
@@ -199,11 +214,15 @@ impl Kernel {
         pin_link::<aya::programs::links::LinkError>(Ok(link.into()), &pin, name)
     }
 
-    /// Attaches what the fast path needs to a control group for as long as the answer lives. For the probes.
+    /// Attaches what the fast path needs to a control group for as long as the answer lives. For the probes. Where the
+    /// programs are attached to a group above already, they are not attached twice.
     ///
     /// # Errors
     /// The control group cannot be opened, or the kernel refuses.
-    pub fn attach_for_probes(&mut self, cgroup: &Path) -> Result<ProbeLinks, Error> {
+    pub fn attach_for_probes(&mut self, cgroup: &Path) -> Result<Option<ProbeLinks>, Error> {
+        if self.is_attached_above(cgroup) {
+            return Ok(None);
+        }
         let file = File::open(cgroup).map_err(|source| Error::Open {
             what: "control group",
             path: cgroup.to_owned(),
@@ -218,7 +237,15 @@ impl Kernel {
         let sockopt: &mut CgroupSockopt = program(&mut self.ebpf, "refuse_zerocopy")?;
         let id = sockopt.attach(&file, MODE).map_err(fail("refuse_zerocopy", "attaching for the probes"))?;
         let sockopt = sockopt.take_link(id).map_err(fail("refuse_zerocopy", "taking the link"))?;
-        Ok(ProbeLinks { _connect: connect, _established: established, _sockopt: sockopt })
+        Ok(Some(ProbeLinks { _connect: connect, _established: established, _sockopt: sockopt }))
+    }
+
+    fn is_attached_above(&self, cgroup: &Path) -> bool {
+        let pin = self.links.join("established");
+        let Ok(at) = sys::open_pin(&pin).and_then(|link| sys::link_cgroup(link.as_fd())) else {
+            return false;
+        };
+        cgroup.ancestors().any(|group| super::cgroup::id(group).is_ok_and(|id| id == at))
     }
 
     /// Attaches `inbound` to a pod's network namespace, or takes over an earlier agent's link there.

@@ -113,6 +113,8 @@ pub struct Maps {
     pub workloads: Table<u64, Workload>,
     /// Held control groups.
     pub held: Table<u64, u32>,
+    /// Control groups of this node's agents, whose sockets are left alone.
+    pub agents: Table<u64, u32>,
     /// Pod IPs.
     pub addresses: Table<Address, Local>,
     /// Excluded ports.
@@ -144,6 +146,7 @@ impl Maps {
             heartbeat: table(ebpf, "HEARTBEAT")?,
             workloads: table(ebpf, "WORKLOADS")?,
             held: table(ebpf, "HELD")?,
+            agents: table(ebpf, "AGENTS")?,
             addresses: table(ebpf, "ADDRESSES")?,
             skip_ports: table(ebpf, "SKIP_PORTS")?,
             frontends: table(ebpf, "FRONTENDS")?,

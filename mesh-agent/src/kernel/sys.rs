@@ -20,6 +20,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 /// `BPF_CGROUP_SETSOCKOPT` (enum bpf_attach_type).
@@ -94,6 +95,27 @@ pub(super) fn attached_programs(cgroup: BorrowedFd<'_>, hook: u32) -> io::Result
     Ok(ids)
 }
 
+/// The part of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` uses.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The part of `struct bpf_link_info` that a link to a control group fills.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    reserved: u32,
+    cgroup: u64,
+    attach_type: u32,
+    reserved2: u32,
+}
+
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is a live, initialised object of the size passed; the kernel reads and writes within the key and
     // value buffers named in it, which the callers below own and size from the map's own types.
@@ -124,6 +146,15 @@ pub(super) fn link_cgroup_setsockopt(cgroup: BorrowedFd<'_>, program: BorrowedFd
     )?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+/// The number of the control group that a link is attached to; 0 when that group is gone.
+pub(super) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = LinkInfo::default();
+    let length = u32::try_from(size_of::<LinkInfo>()).expect("small");
+    let fd = link.as_raw_fd().cast_unsigned();
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut InfoAttr { fd, length, info: std::ptr::from_mut(&mut info) as u64 })?;
+    Ok(info.cgroup)
 }
 
 /// Opens a pinned object.

@@ -96,6 +96,10 @@ pub struct Workload {
     pub skip_outbound_ports: BTreeSet<u16>,
     /// Local ports left alone on the way in (`weft.dev/skip-inbound-ports`).
     pub skip_inbound_ports: BTreeSet<u16>,
+    /// Ports that kubelet's probes of its containers dial.
+    pub probe_ports: BTreeSet<u16>,
+    /// For the mirror of a static pod, the hash of its manifest: the node knows the pod by it, and not by the UID.
+    pub manifest_hash: Option<Arc<str>>,
     /// What happens while the agent is away.
     pub failure_mode: FailureMode,
     /// Shares the node's network namespace: never captured.

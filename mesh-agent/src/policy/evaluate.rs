@@ -1,10 +1,12 @@
 //! The order of judgement:
 //!
 //! 1. AUDIT policies that match are noted.
-//! 2. External authorization will stand here, before DENY: it may only refuse.
-//! 3. DENY refuses.
-//! 4. ALLOW admits, and where an ALLOW selects the pod but none matches, the answer is no.
-//! 5. Only a pod without any ALLOW falls to the mesh-wide default.
+//! 2. A probe of the node's kubelet is admitted: the pod's own specification asks for it, and a pod that cannot be probed
+//!    is taken for broken.
+//! 3. External authorization will stand here, before DENY: it may only refuse.
+//! 4. DENY refuses.
+//! 5. ALLOW admits, and where an ALLOW selects the pod but none matches, the answer is no.
+//! 6. Only a pod without any ALLOW falls to the mesh-wide default.
 //!
 //! A request is judged in every way in which a server could read its path (`model::path`): one reading that is denied
 //! is enough to refuse, and every reading has to be allowed, be it by different rules. So the whole is as strict as the
@@ -41,6 +43,9 @@ impl PolicySet {
 
     fn judge(&self, facts: &Facts<'_>, question: &Question<'_>) -> Result<Permit, Refusal> {
         let audits = self.audits(facts, question);
+        if facts.node_probe {
+            return Ok(Permit { by: None, audits, default_audit: false, node_probe: true });
+        }
         if let Some(refusal) = self.denial(facts, question, &audits) {
             return Err(refusal);
         }
@@ -56,9 +61,12 @@ impl PolicySet {
             by = by.or(Some(admission));
         }
         match by {
-            Some((policy, rule)) => {
-                Ok(Permit { by: Some((policy.name.clone(), rule)), audits, default_audit: false })
-            }
+            Some((policy, rule)) => Ok(Permit {
+                by: Some((policy.name.clone(), rule)),
+                audits,
+                default_audit: false,
+                node_probe: false,
+            }),
             None => Err(self.not_allowed(facts, None, audits)),
         }
     }
@@ -108,9 +116,11 @@ impl PolicySet {
             DefaultInbound::Deny => Err(Refusal::DefaultDeny { audits }),
             DefaultInbound::Authenticated if anonymous => Err(Refusal::NotAuthenticated { audits }),
             DefaultInbound::Authenticated | DefaultInbound::Permissive => {
-                Ok(Permit { by: None, audits, default_audit: false })
+                Ok(Permit { by: None, audits, default_audit: false, node_probe: false })
             }
-            DefaultInbound::Audit => Ok(Permit { by: None, audits, default_audit: anonymous }),
+            DefaultInbound::Audit => {
+                Ok(Permit { by: None, audits, default_audit: anonymous, node_probe: false })
+            }
         }
     }
 
@@ -131,7 +141,15 @@ impl PolicySet {
             witnesses.extend(after(net.broadcast()));
         }
         !witnesses.into_iter().any(|client| {
-            self.evaluate(&Facts { identity: None, client, destination: pod, port, request: None }).is_ok()
+            self.evaluate(&Facts {
+                identity: None,
+                client,
+                destination: pod,
+                port,
+                node_probe: false,
+                request: None,
+            })
+            .is_ok()
         })
     }
 

@@ -66,6 +66,7 @@ pub fn of_judgement(bytes: &[u8]) {
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
             destination: &WORLD.pod,
             port: 80,
+            node_probe: false,
             request: Some(request),
         };
         let answer = set.evaluate(&facts);
@@ -175,6 +176,8 @@ fn pod() -> Workload {
         forward_client_cert: false,
         skip_outbound_ports: BTreeSet::new(),
         skip_inbound_ports: BTreeSet::new(),
+        probe_ports: BTreeSet::new(),
+        manifest_hash: None,
         failure_mode: FailureMode::default(),
         host_network: false,
         ready: true,

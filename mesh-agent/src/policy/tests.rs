@@ -30,6 +30,8 @@ fn pod(namespace: &str, labels: &[(&str, &str)]) -> Workload {
         forward_client_cert: false,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
+        probe_ports: Default::default(),
+        manifest_hash: None,
         failure_mode: Default::default(),
         host_network: false,
         ready: true,
@@ -102,6 +104,7 @@ fn check(case: Case<'_>, expected: &str) {
         client,
         destination: &destination,
         port: case.port,
+        node_probe: false,
         request: None,
     };
     let answer = match set.evaluate(&facts) {
@@ -325,6 +328,7 @@ fn audit_only_records_and_both_answers_carry_it() {
             client: client.parse().unwrap(),
             destination: &facts_pod,
             port: 80,
+            node_probe: false,
             request: None,
         };
         set(policies, DefaultInbound::Permissive).evaluate(&facts)
@@ -415,6 +419,7 @@ fn an_explanation_names_the_field_that_did_not_match() {
         client: "10.0.0.9".parse().unwrap(),
         destination: &destination,
         port: 8080,
+        node_probe: false,
         request: None,
     };
     let explanation = set.explain(&facts);
@@ -445,4 +450,38 @@ fn readers_see_a_published_set_and_are_told() {
     assert!(changes.has_changed().unwrap());
     assert_eq!(policies.current().default_inbound(), DefaultInbound::Deny);
     assert_eq!(policies.current().policies().count(), 1);
+}
+
+#[test]
+fn a_probe_of_the_node_passes_whatever_policies_say_and_says_so() {
+    let destination = pod("shop", &[]);
+    let unusable = AuthorizationPolicy {
+        unusable: Some("broken".into()),
+        ..policy("shop/broken", Action::Allow, vec![])
+    };
+    let everybody = || vec![Rule { sources: None, ports: None, http: None }];
+    let set = set(
+        vec![
+            policy("shop/none", Action::Deny, everybody()),
+            policy("shop/watch", Action::Audit, everybody()),
+            policy("shop/known", Action::Allow, vec![from(vec![Source::AnyAuthenticated])]),
+            unusable,
+        ],
+        DefaultInbound::Deny,
+    );
+    let facts = |node_probe| Facts {
+        identity: None,
+        client: "10.0.0.9".parse().unwrap(),
+        destination: &destination,
+        port: 8080,
+        node_probe,
+        request: None,
+    };
+    let permit = set.evaluate(&facts(true)).unwrap();
+    assert!(permit.is_node_probe() && permit.policy().is_none());
+    assert_eq!(permit.reason().as_deref(), Some(NODE_PROBE));
+    assert_eq!(permit.audits().len(), 1, "AUDIT sees it");
+    assert!(set.explain(&facts(true)).reason.contains("probe of the node"));
+    set.evaluate(&facts(false)).unwrap_err();
+    assert!(set.requires_identity(&destination, 8080), "a probe does not make the port any less strict");
 }

@@ -28,11 +28,14 @@ use super::report::Report;
 use super::tls;
 use super::tunnel::{self, Event, Open, ResetReason, Role};
 use super::worker::{Local, Served};
-use crate::capture::reads_requests;
+use crate::capture::{Caller, reads_requests};
 use crate::identity;
 use crate::model::{ClientAddr, Ending, EndpointAddr, OriginalDst, Path, SpiffeId, Workload};
-use crate::policy::{Facts, Permit, Refusal};
+use crate::policy::{Facts, NODE_PROBE, Permit, Refusal};
 use crate::telemetry::{Reporter, TunnelRole};
+
+/// How long the end of a connection may take whose client has closed already: it is on its way within this node.
+const FIN_PATIENCE: Duration = Duration::from_millis(100);
 
 /// One socket, from accept to its end: one plaintext connection, or one tunnel with connections one after the other.
 pub async fn serve(local: Rc<Local>, pod: Rc<Served>, peer: TcpStream, address: SocketAddr) {
@@ -55,8 +58,16 @@ pub(super) async fn serve_plain(
 ) {
     let mut report = Report::new(&local.handles.telemetry, Reporter::Destination, client);
     report.path = Path::Plain;
-    let arrival = Arrival { local, served, identity: None, client, destination: dialled };
+    let caller = node_caller(local, served, dialled, client);
+    let node_probe = caller == Caller::Node;
+    let arrival = Arrival { local, served, identity: None, client, destination: dialled, node_probe };
     let dialled = OriginalDst::new(dialled.addr());
+    if caller == Caller::Gone && is_empty_and_over(&peer).await {
+        // A `tcpSocket` probe has its answer by now. Nothing was said, so the application is not dialled either.
+        arrival.note(&mut report, dialled);
+        report.reason = Some(NODE_PROBE.into());
+        return report.close(Ending::Closed);
+    }
     let mut first = First::default();
     if arrival.reads_requests() {
         let entry = local.open.enter(served.pod.clone(), None);
@@ -108,6 +119,21 @@ pub(super) async fn serve_plain(
         relay::reset_on_close(&peer);
     }
     report.close(ending);
+}
+
+/// Who on this node dialled a port that the pod declares for kubelet's probes; every other arrival is not asked about.
+fn node_caller(local: &Local, served: &Served, dialled: EndpointAddr, client: ClientAddr) -> Caller {
+    let is_probe_port = served.pod.workload().probe_ports.contains(&dialled.port());
+    let mesh = local.handles.registry.snapshot();
+    if !is_probe_port || mesh.workload_by_ip(client.ip()).is_some() {
+        return Caller::Other;
+    }
+    local.handles.callers.of(client.addr(), dialled.addr())
+}
+
+/// Whether a connection whose client is known to be gone ends without a byte.
+async fn is_empty_and_over(peer: &TcpStream) -> bool {
+    matches!(tokio::time::timeout(FIN_PATIENCE, peer.peek(&mut [0])).await, Ok(Ok(0) | Err(_)))
 }
 
 /// A tunnel and, one after the other, the connections on it.
@@ -252,7 +278,14 @@ async fn serve_open(
     report.source_identity = Some(identity.clone());
     report.destination_identity = Some(served.pod.workload().identity.clone());
     report.key_exchange = Some(carrier.key_exchange());
-    let arrival = Arrival { local, served, identity: Some(identity), client, destination: open.destination };
+    let arrival = Arrival {
+        local,
+        served,
+        identity: Some(identity),
+        client,
+        destination: open.destination,
+        node_probe: false,
+    };
     let mut early = Early::default();
     if arrival.reads_requests() {
         let entry = local.open.enter(served.pod.clone(), None);
@@ -354,6 +387,8 @@ struct Arrival<'a> {
     identity: Option<&'a SpiffeId>,
     client: ClientAddr,
     destination: EndpointAddr,
+    /// See [`Facts::node_probe`].
+    node_probe: bool,
 }
 
 /// Why it may not.
@@ -405,6 +440,7 @@ impl Arrival<'_> {
             client: self.client.ip(),
             destination: workload,
             port: self.destination.port(),
+            node_probe: self.node_probe,
             request: None,
         }
     }
@@ -438,6 +474,7 @@ impl Arrival<'_> {
             client: self.client,
             source: report.source.clone(),
             proven: self.identity.cloned(),
+            node_probe: self.node_probe,
             side: Side::Inbound {
                 address: self.destination,
                 dialled,
@@ -472,12 +509,13 @@ impl Arrival<'_> {
             identity: self.identity.cloned(),
             client: self.client.ip(),
             port: self.destination.port(),
+            node_probe: self.node_probe,
             request: None,
         };
         let entry = self.local.open.enter(pod.clone(), Some(judged));
         let policies = self.local.handles.policies.current();
         let permit = policies.evaluate(&self.facts(&workload)).map_err(NotAdmitted::Policy)?;
-        report.reason = permit.policy().map(|(policy, _)| policy.to_string().into());
+        report.reason = permit.reason();
         note_audits(&permit, self.client, self.destination);
         Ok((permit, entry))
     }

@@ -65,6 +65,8 @@ pub struct Judged {
     pub client: IpAddr,
     /// The port that it dialled.
     pub port: u16,
+    /// It was recognised as a probe of the node's kubelet.
+    pub node_probe: bool,
     /// What it asks for; `None`: a connection of bytes.
     pub request: Option<Box<JudgedRequest>>,
 }

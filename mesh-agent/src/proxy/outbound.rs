@@ -126,6 +126,7 @@ async fn serve_requests(
         client: arrived.client,
         proven: Some(arrived.source.identity.clone()),
         source: Some(arrived.source),
+        node_probe: false,
         side: Side::Outbound { origin: arrived.origin, destination: arrived.destination },
         close: arrived.entry.close.clone(),
         seen: None,

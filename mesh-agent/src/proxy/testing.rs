@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::carrier::{Carrier, Counted};
 use super::tunnel::{ALPN, Role};
 use super::{Credentials, Handles, Settings, Workers, start_workers, tls};
-use crate::capture::{ListenerChange, Origin, OriginTable, Pod, SocketSource};
+use crate::capture::{Caller, Callers, ListenerChange, Origin, OriginTable, Pod, SocketSource};
 use crate::identity::tls::{certified, client_config, server_config};
 use crate::identity::trust::Trust;
 use crate::identity::verify::Verifier;
@@ -144,6 +144,16 @@ impl OriginTable for MemoryOrigins {
     }
 }
 
+/// Everybody who dials is this one.
+#[derive(Debug)]
+pub(crate) struct OneCaller(pub(crate) Caller);
+
+impl Callers for OneCaller {
+    fn of(&self, _client: SocketAddr, _server: SocketAddr) -> Caller {
+        self.0
+    }
+}
+
 #[derive(Debug)]
 struct PlainSockets;
 
@@ -245,6 +255,7 @@ impl World {
             routes: routes_handle,
             credentials: credentials.clone(),
             origins: origins.clone(),
+            callers: Arc::new(OneCaller(Caller::Other)),
             telemetry,
         };
         Self {
@@ -287,6 +298,8 @@ impl World {
             forward_client_cert: false,
             skip_outbound_ports: BTreeSet::new(),
             skip_inbound_ports: BTreeSet::new(),
+            probe_ports: BTreeSet::new(),
+            manifest_hash: None,
             failure_mode: FailureMode::Closed,
             host_network: false,
             ready: true,

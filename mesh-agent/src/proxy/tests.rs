@@ -9,10 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::carrier::{Carrier, Counted, Flow, Received, Scratch};
-use super::testing::{TestCa, World, id, tcp_pair, tunnel_pair};
+use super::testing::{OneCaller, TestCa, World, id, tcp_pair, tunnel_pair};
 use super::tunnel::{Event, Kind, Open, Protocol, Role, codec};
 use super::worker::{Local, Served};
 use super::{inbound, tls, tunnel};
+use crate::capture::Caller;
 use crate::model::{
     Action, AuthorizationPolicy, ClientAddr, DefaultInbound, EndpointAddr, MeshConfig, OriginalDst,
     PolicyName, Rule, Source,
@@ -505,6 +506,51 @@ async fn plain_text_from_outside_is_judged_like_everything_else() {
     let mut stranger = arrive_in_plain_text(&world, &served, address).await;
     is_reset(&mut stranger).await;
     assert_eq!(world.records(2).await[1]["ending"], "policy_denied");
+    assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err());
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_probe_of_the_node_passes_a_strict_policy_and_nobody_else_on_its_port_does() {
+    let mut world = World::new();
+    let pod = world.add_workload("server", 2, true);
+    let (listener, address) = server(&world, 2).await;
+    publish(&world, vec![policy("known-only", Action::Allow, Source::AnyAuthenticated)]);
+    let mut workload = (*pod.workload()).clone();
+    workload.probe_ports.insert(address.port());
+    pod.update(Arc::new(workload.clone()));
+    let served = Rc::new(Served { pod, ports: [1, 2] });
+
+    world.handles.callers = Arc::new(OneCaller(Caller::Node));
+    let mut kubelet = arrive_in_plain_text(&world, &served, address).await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    say(&mut kubelet, b"well?").await;
+    hear(&mut app, b"well?").await;
+    drop(app);
+    is_ended(&mut kubelet).await;
+    drop(kubelet);
+    let record = world.records(1).await.remove(0);
+    assert_eq!((&record["ending"], &record["reason"]), (&"closed".into(), &"probe".into()));
+
+    // Somebody else behind the same address.
+    for caller in [Caller::Other, Caller::Gone] {
+        world.handles.callers = Arc::new(OneCaller(caller));
+        let mut stranger = arrive_in_plain_text(&world, &served, address).await;
+        say(&mut stranger, b"well?").await;
+        is_reset(&mut stranger).await;
+    }
+    assert!(world.records(3).await[1..].iter().all(|record| record["ending"] == "policy_denied"));
+    // Who came and went without a word may be kubelet's; the application never hears of it.
+    drop(arrive_in_plain_text(&world, &served, address).await);
+    let record = world.records(4).await.remove(3);
+    assert_eq!((&record["ending"], &record["reason"]), (&"closed".into(), &"probe".into()));
+
+    // The same caller on a port that is no probe's.
+    world.handles.callers = Arc::new(OneCaller(Caller::Node));
+    workload.probe_ports.clear();
+    served.pod.update(Arc::new(workload));
+    let mut kubelet = arrive_in_plain_text(&world, &served, address).await;
+    is_reset(&mut kubelet).await;
+    assert_eq!(world.records(5).await[4]["ending"], "policy_denied");
     assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err());
 }
 

@@ -192,6 +192,7 @@ impl Local {
                 client: judged.client,
                 destination,
                 port: judged.port,
+                node_probe: judged.node_probe,
                 request,
             };
             if let Err(refusal) = policies.evaluate(&facts) {

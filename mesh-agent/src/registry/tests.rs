@@ -27,6 +27,8 @@ fn pod(name: &str, node: &str, addresses: &[&str]) -> Workload {
         forward_client_cert: false,
         skip_outbound_ports: Default::default(),
         skip_inbound_ports: Default::default(),
+        probe_ports: Default::default(),
+        manifest_hash: None,
         failure_mode: Default::default(),
         host_network: false,
         ready: true,

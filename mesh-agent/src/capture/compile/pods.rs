@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_common::{Address, Local, SkipKey, WORKERS_MAX, Workload as Entry, workload};
+use mesh_common::{Address, Local, SkipKey, WORKERS_MAX, Workload as Entry, held, workload};
 
 use super::verdicts::unmentioned_port;
 use super::{Caught, Inputs, LocalPods, Numbers, Tables};
@@ -18,7 +18,7 @@ pub(super) fn set_local(
     inputs: &Inputs<'_>,
     local: &LocalPods<'_>,
 ) {
-    let (mut workloads, mut skip_ports, mut held) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let (mut workloads, mut skip_ports, mut groups) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (caught, pod) in local.values() {
         let id = numbers.pod(&pod.uid);
         workloads.insert(caught.netns_cookie, entry(inputs, caught, pod, id));
@@ -27,12 +27,21 @@ pub(super) fn set_local(
             skip_ports.extend(ports.iter().map(|port| (key(port), 1)));
         }
         if let (Some(cgroup), FailureMode::Closed) = (caught.cgroup_id, pod.failure_mode) {
-            held.insert(cgroup, id);
+            groups.insert(cgroup, held::REFUSE);
         }
+    }
+    // A pod that cannot be spoken for yet: its connections are refused or let pass, as its namespace says.
+    for (group, uid) in inputs.waiting {
+        let Some(pod) = inputs.snapshot.workload(uid) else { continue };
+        let what = match pod.failure_mode {
+            FailureMode::Closed => held::REFUSE,
+            FailureMode::Plain => held::ANNOUNCE,
+        };
+        groups.insert(*group, what);
     }
     tables.workloads.set_all(workloads);
     tables.skip_ports.set_all(skip_ports);
-    tables.held.set_all(held);
+    tables.held.set_all(groups);
 }
 
 fn entry(inputs: &Inputs<'_>, caught: &Caught, pod: &Workload, id: u32) -> Entry {

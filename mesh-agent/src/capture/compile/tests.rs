@@ -56,6 +56,8 @@ fn any_pod(n: u8) -> impl Strategy<Value = Workload> {
         forward_client_cert: forward == 0,
         skip_outbound_ports: skip.clone(),
         skip_inbound_ports: skip,
+        probe_ports: Default::default(),
+        manifest_hash: None,
         failure_mode: if plain { FailureMode::Plain } else { FailureMode::Closed },
         host_network: false,
         ready: true,
@@ -331,6 +333,7 @@ impl World {
             policies: &self.policies,
             routes: &self.routes,
             caught: &caught,
+            waiting: &[],
             habits: &self.habits,
             node: NODE,
             splice_by_default: self.splice_by_default,
@@ -404,7 +407,7 @@ fn told(plan: &Plan) -> Vec<String> {
     let tables = &plan.tables;
     let name = |number: u32| plan.numbers.name(number).unwrap_or("nobody").to_owned();
     let workloads = tables.workloads.iter().map(|(key, entry)| (*key, *entry));
-    let held = tables.held.iter().map(|(key, id)| format!("held {key} {}", name(*id)));
+    let held = tables.held.iter().map(|(key, what)| format!("held {key} {what}"));
     let skip = tables
         .skip_ports
         .iter()
@@ -453,7 +456,7 @@ fn address_line(ip: Address, local: Local, name: &str) -> String {
 fn told_plain(tables: &naive::Tables, numbers: &naive::Numbers) -> Vec<String> {
     let name = |number: u32| numbers.name(number).to_owned();
     let workloads = tables.workloads.iter().map(|(key, entry)| (*key, *entry));
-    let held = tables.held.iter().map(|(key, id)| format!("held {key} {}", name(*id)));
+    let held = tables.held.iter().map(|(key, what)| format!("held {key} {what}"));
     let skip = tables
         .skip_ports
         .keys()

@@ -132,7 +132,14 @@ fn verdict(policies: &PolicySet, source: &Workload, destination: &Workload, port
 }
 
 fn judge(policies: &PolicySet, source: &Workload, ip: IpAddr, destination: &Workload, port: u16) -> Answer {
-    let facts = Facts { identity: Some(&source.identity), client: ip, destination, port, request: None };
+    let facts = Facts {
+        identity: Some(&source.identity),
+        client: ip,
+        destination,
+        port,
+        node_probe: false,
+        request: None,
+    };
     match policies.evaluate(&facts) {
         Ok(_permit) => Answer::Splice,
         Err(refusal) => Answer::Deny(decider(&refusal)),

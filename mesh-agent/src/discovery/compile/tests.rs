@@ -116,7 +116,33 @@ fn enrolment_follows_pod_then_namespace_and_never_the_host_network() {
     assert!(enrolled(&[ENROLLED, &web("", "")]));
     assert!(!enrolled(&[ENROLLED, &label("disabled")]));
     assert!(enrolled(&[&label("enabled")]));
-    assert!(!enrolled(&[ENROLLED, &web(", labels: {weft.dev/mesh: enabled}", ", hostNetwork: true")]));
+    assert!(!enrolled(&[ENROLLED, &web("", ", hostNetwork: true")]), "no fault: its namespace was meant");
+    let asked = web(", labels: {weft.dev/mesh: enabled}", ", hostNetwork: true");
+    let (outcome, found) = problems(&[ENROLLED, &asked]);
+    assert!(!workload(&outcome, "web").enrolled);
+    assert!(found.iter().any(|problem| problem.contains("shares its node's network")), "{found:?}");
+}
+
+#[test]
+fn the_ports_of_every_kind_of_probe_are_known_by_number_and_by_name() {
+    let spec = ", initContainers: [{name: sidecar, restartPolicy: Always, ports: [{name: live, containerPort: 9001}], \
+                startupProbe: {tcpSocket: {port: live}}}], \
+                containers: [{name: app, ports: [{name: http, containerPort: 8080}], \
+                livenessProbe: {httpGet: {port: http, path: /}}, readinessProbe: {grpc: {port: 9090}}}, \
+                {name: other, livenessProbe: {httpGet: {port: 7000, host: example.com}}, readinessProbe: {exec: {command: [a]}}, \
+                startupProbe: {httpGet: {port: nowhere}}}]";
+    let ports = workload(&compiled(&[ENROLLED, &web("", spec)]), "web").probe_ports.clone();
+    assert_eq!(ports.into_iter().collect::<Vec<_>>(), [8080, 9001, 9090]);
+}
+
+#[test]
+fn the_mirror_of_a_static_pod_is_known_by_the_hash_of_its_manifest() {
+    let hash = |metadata: &str| workload(&compiled(&[&web(metadata, "")]), "web").manifest_hash.clone();
+    let annotations = "annotations: {kubernetes.io/config.mirror: abc, kubernetes.io/config.hash: abc}";
+    let by_node = "ownerReferences: [{apiVersion: v1, kind: Node, name: n1, uid: n, controller: true}]";
+    assert_eq!(hash(&format!(", {annotations}, {by_node}")).as_deref(), Some("abc"));
+    assert_eq!(hash(&format!(", {annotations}")), None, "anybody can write annotations");
+    assert_eq!(hash(&format!(", annotations: {{kubernetes.io/config.hash: abc}}, {by_node}")), None);
 }
 
 #[test]
@@ -369,6 +395,7 @@ fn judge(compiled: &Compiled) -> &'static str {
         client: "10.0.0.9".parse().unwrap(),
         destination: &destination,
         port: 80,
+        node_probe: false,
         request: None,
     };
     compiled.policies.evaluate(&facts).as_ref().map_or_else(Refusal::label, |_| "allowed")

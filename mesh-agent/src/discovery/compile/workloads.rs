@@ -231,6 +231,12 @@ pub(super) fn workload(
         );
         Fault::at(FieldPath::of("spec.serviceAccountName"), message)
     });
+    // Where only the namespace asks, its other pods were meant.
+    let asked_in_vain = (pod.host_network && pod.mesh == Some(true)).then(|| {
+        let message = "the pod shares its node's network, where its connections cannot be told from the node's own, so it is not enrolled";
+        Fault::at(FieldPath::of("spec.hostNetwork"), message)
+    });
+    let fault = fault.or(asked_in_vain);
     let workload = Workload {
         uid: uid(key, pod),
         name: name(key),
@@ -251,6 +257,8 @@ pub(super) fn workload(
         forward_client_cert: pod.forward_client_cert.or(namespace.forward_client_cert).unwrap_or(false),
         skip_outbound_ports: pod.skip_outbound_ports.clone(),
         skip_inbound_ports: pod.skip_inbound_ports.clone(),
+        probe_ports: pod.probe_ports.clone(),
+        manifest_hash: pod.manifest_hash.clone(),
         failure_mode: namespace.failure_mode,
         host_network: pod.host_network,
         ready: pod.ready,

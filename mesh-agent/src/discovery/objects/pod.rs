@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Fault, FieldPath, Protocol};
 
@@ -14,6 +15,11 @@ pub const SKIP_OUTBOUND: &str = "weft.dev/skip-outbound-ports";
 pub const SKIP_INBOUND: &str = "weft.dev/skip-inbound-ports";
 /// Label: `disabled` keeps the pod's connections out of the kernel's fast path.
 pub const SPLICE_LABEL: &str = "weft.dev/splice";
+
+/// Annotation that kubelet puts on the mirror of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Annotation with the hash of a static pod's manifest, which is what the node calls the pod.
+const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,10 @@ pub struct Pod {
     pub skip_outbound_ports: BTreeSet<u16>,
     /// See [`SKIP_INBOUND`].
     pub skip_inbound_ports: BTreeSet<u16>,
+    /// Ports that kubelet's probes dial.
+    pub probe_ports: BTreeSet<u16>,
+    /// See [`crate::model::Workload::manifest_hash`].
+    pub manifest_hash: Option<Arc<str>>,
     /// Shares the node's network.
     pub host_network: bool,
     /// Passes its readiness checks.
@@ -93,6 +103,8 @@ pub fn accept(pod: &k8s::Pod) -> Result<Pod, Fault> {
         forward_client_cert: super::forward_client_cert(metadata)?,
         skip_outbound_ports: port_list(pod, SKIP_OUTBOUND)?,
         skip_inbound_ports: port_list(pod, SKIP_INBOUND)?,
+        probe_ports: spec.map(probe_ports).unwrap_or_default(),
+        manifest_hash: manifest_hash(pod),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         terminating: metadata.deletion_timestamp.is_some(),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
@@ -140,6 +152,43 @@ fn ports(spec: Option<&k8s::PodSpec>) -> Result<Vec<ContainerPort>, Fault> {
         }
     }
     Ok(found)
+}
+
+/// The ports of every liveness, readiness and startup probe, init containers' (which may be sidecars) among them. A name is
+/// one of the container's own ports, as kubelet has it; one that is none leads nowhere. A probe of another host is not ours.
+fn probe_ports(spec: &k8s::PodSpec) -> BTreeSet<u16> {
+    let mut found = BTreeSet::new();
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+        for probe in probes.into_iter().flatten() {
+            let http = probe.http_get.as_ref().filter(|http| http.host.as_deref().is_none_or(str::is_empty));
+            let tcp = probe.tcp_socket.as_ref().filter(|tcp| tcp.host.as_deref().is_none_or(str::is_empty));
+            let asked = http.map(|http| &http.port).or(tcp.map(|tcp| &tcp.port));
+            let port = match asked {
+                Some(IntOrString::Int(port)) => Some(*port),
+                Some(IntOrString::String(name)) => named_port(container, name),
+                None => probe.grpc.as_ref().map(|grpc| grpc.port),
+            };
+            found.extend(port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0));
+        }
+    }
+    found
+}
+
+fn named_port(container: &k8s::Container, name: &str) -> Option<i32> {
+    let mut ports = container.ports.iter().flatten();
+    let by_name = ports.find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port);
+    by_name.or_else(|| name.parse().ok())
+}
+
+fn manifest_hash(pod: &k8s::Pod) -> Option<Arc<str>> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    let by_node = pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node");
+    let is_mirror = by_node && annotations.contains_key(MIRROR);
+    annotations
+        .get(MANIFEST_HASH)
+        .filter(|hash| is_mirror && !hash.is_empty())
+        .map(|hash| hash.as_str().into())
 }
 
 fn port_list(pod: &k8s::Pod, annotation: &str) -> Result<BTreeSet<u16>, Fault> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::super::load::ProbeLinks;
-use super::super::{Error, Kernel, Maps, sys};
+use super::super::{Error, Kernel, Maps, cgroup, sys};
 
 /// Numbers that no workload has: those of a real agent start at 1 in a range of 2^20 per generation.
 pub(super) const CLIENT: u32 = u32::MAX - 1;
@@ -30,7 +30,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Arena {
     maps: Arc<Maps>,
     netns: u64,
-    _links: ProbeLinks,
+    _links: Option<ProbeLinks>,
 }
 
 /// Two connected sockets. Index 0 of a pair's counters is the client.
@@ -55,7 +55,11 @@ impl Arena {
         let netns = sys::socket_option(socket.as_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE)
             .map_err(fail("getsockopt(SO_NETNS_COOKIE)"))?;
         let maps = kernel.maps().clone();
-        let arena = Self { maps, netns, _links: kernel.attach_for_probes(&own_cgroup()?)? };
+        let own = own_cgroup()?;
+        // An agent's own sockets are left alone; here they play pods. `capture` makes the entry again.
+        let id = cgroup::id(&own).map_err(fail("reading a control group's number"))?;
+        maps.agents.remove(&id)?;
+        let arena = Self { maps, netns, _links: kernel.attach_for_probes(&own)? };
         arena.introduce()?;
         // The fast path is on for the probes; `capture` writes the real settings afterwards.
         kernel.configure(true, false)?;
@@ -147,23 +151,11 @@ fn verdict_key() -> VerdictKey {
 
 /// The control group (v2) that this process is in.
 fn own_cgroup() -> Result<PathBuf, Error> {
-    let read = |path: &str| {
-        std::fs::read_to_string(path).map_err(|source| Error::Open {
-            what: "process information",
-            path: path.into(),
-            source,
-        })
-    };
-    let mounts = read("/proc/self/mounts")?;
-    let root = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let place = fields.next()?;
-        (fields.next() == Some("cgroup2")).then_some(place)
-    });
-    let groups = read("/proc/self/cgroup")?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    match (root, own) {
-        (Some(root), Some(own)) => Ok(Path::new(root).join(own)),
-        _ => Err(Error::Btf("no control group v2 is mounted".to_owned())),
-    }
+    let mounts = cgroup::Mounts::of_self().map_err(|source| Error::Open {
+        what: "process information",
+        path: "/proc/self/mountinfo".into(),
+        source,
+    })?;
+    let own = mounts.unified.as_deref().and_then(cgroup::own);
+    own.ok_or_else(|| Error::Btf("no control group v2 is mounted that this process is in".to_owned()))
 }

@@ -368,7 +368,7 @@ proptest! {
         let parts = parts.as_ref().and_then(|(method, target, ..)| Some((method, RequestPath::parse(target).ok()?)));
         let request =
             parts.as_ref().map(|(method, path)| Request { method, path, headers: &headers, host: None });
-        let facts = Facts { identity: identity.as_ref(), client, destination: &destination, port, request };
+        let facts = Facts { identity: identity.as_ref(), client, destination: &destination, port, node_probe: false, request };
         let compiled = set(policies.clone(), default_inbound);
         let answer = compiled.evaluate(&facts);
         let told = answer

@@ -45,6 +45,7 @@ fn with_facts<T>(sent: Sent<'_>, look: impl FnOnce(&Facts<'_>) -> T) -> Result<T
         client: "10.0.0.9".parse().unwrap(),
         destination: &destination,
         port: 8080,
+        node_probe: false,
         request: Some(request),
     }))
 }

@@ -70,7 +70,9 @@ fn judge(
         host: head.host().map(str::to_owned),
         headers,
     }));
-    let judged = Judged { identity: connection.proven.clone(), client, port: address.port(), request };
+    let node_probe = connection.node_probe;
+    let judged =
+        Judged { identity: connection.proven.clone(), client, port: address.port(), node_probe, request };
     let entry = local.open.enter(pod.pod.clone(), Some(judged));
     let path = RequestPath::parse(head.path()).map_err(Refused::Path)?;
     let facts = Facts {
@@ -78,6 +80,7 @@ fn judge(
         client,
         destination: &workload,
         port: address.port(),
+        node_probe,
         request: Some(Request {
             method: &head.method,
             path: &path,

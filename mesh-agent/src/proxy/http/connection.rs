@@ -30,6 +30,8 @@ pub struct Connection {
     pub source: Option<Arc<Workload>>,
     /// The client's verified identity. A pod of this node is known by its namespace, which the kernel vouches for.
     pub proven: Option<SpiffeId>,
+    /// It was recognised as a probe of the node's kubelet.
+    pub node_probe: bool,
     /// Which half of the journey this is.
     pub side: Side,
     /// Raised when the connection must end.

@@ -324,7 +324,7 @@ impl Exchange {
         match admission::way(&connection, target, head) {
             Ok(way) => {
                 if let Way::Application { pod, permit, .. } = &way {
-                    self.report().reason = permit.policy().map(|(policy, _)| policy.to_string().into());
+                    self.report().reason = permit.reason();
                     forward_client(&connection, &pod.pod.workload(), head);
                 }
                 Ok(way)

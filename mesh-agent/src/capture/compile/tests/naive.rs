@@ -124,7 +124,7 @@ fn enter_pod(
         }
     }
     if let (Some(cgroup), FailureMode::Closed) = (caught.cgroup_id, pod.failure_mode) {
-        tables.held.insert(cgroup, id);
+        tables.held.insert(cgroup, mesh_common::held::REFUSE);
     }
 }
 
@@ -225,7 +225,14 @@ fn verdict(policies: &PolicySet, source: &Workload, destination: &Workload, port
 }
 
 fn judge(policies: &PolicySet, source: &Workload, ip: IpAddr, destination: &Workload, port: u16) -> Judged {
-    let facts = Facts { identity: Some(&source.identity), client: ip, destination, port, request: None };
+    let facts = Facts {
+        identity: Some(&source.identity),
+        client: ip,
+        destination,
+        port,
+        node_probe: false,
+        request: None,
+    };
     match policies.evaluate(&facts) {
         Ok(_permit) => Judged::Splice,
         Err(refusal) => Judged::Deny(decider(&refusal)),

@@ -57,6 +57,8 @@ fn any_pod() -> impl Strategy<Value = Object> {
                 forward_client_cert: None,
                 skip_outbound_ports: Default::default(),
                 skip_inbound_ports: Default::default(),
+                probe_ports: [8080].into(),
+                manifest_hash: None,
                 host_network: host == 0,
                 ready,
                 terminating: stop == 0,

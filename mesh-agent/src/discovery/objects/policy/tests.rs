@@ -220,6 +220,7 @@ fn a_rule_from_a_file_judges_requests() {
             client: "10.0.0.9".parse().expect("an address"),
             destination: &destination,
             port: 80,
+            node_probe: false,
             request: Some(request),
         };
         let answer = compiled.policies.evaluate(&facts);
