@@ -105,6 +105,10 @@ impl Lab {
         if let Some(fed_by) = std::env::var_os(SOURCE) {
             up.arg("--source").arg(fed_by);
         }
+        let chosen = options.arguments.iter().any(|argument| argument == "--enrolment");
+        if let Some(enrolment) = std::env::var_os("WEFT_LAB_ENROLMENT").filter(|_| !chosen) {
+            up.arg("--enrolment").arg(enrolment);
+        }
         let output = up.output().unwrap_or_else(|error| {
             panic!("{}: {error}; run `sudo cargo xtask test`", xtask_path().display())
         });
@@ -239,6 +243,21 @@ impl Lab {
         Probe::new(pod, command.spawn().expect("`lab exec` starts"))
     }
 
+    /// Starts a probe by hand, in a control group and a network namespace of the caller's choice: a container runtime's part.
+    #[track_caller]
+    pub fn probe_at(&self, what: &str, cgroup: &Path, netns: &Path) -> Probe {
+        let mut command = at(cgroup, netns, &[&program("weft-probe").to_string_lossy()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Probe::new(what, command.spawn().expect("a shell starts"))
+    }
+
+    /// Starts a command by hand, in a control group and a network namespace of the caller's choice.
+    #[track_caller]
+    pub fn spawn_at(&self, cgroup: &Path, netns: &Path, words: &[&str]) -> Running {
+        let mut command = at(cgroup, netns, words);
+        Running(command.stdin(Stdio::null()).spawn().expect("a shell starts"))
+    }
+
     /// Runs a closure in a pod's network namespace, on a thread of its own.
     ///
     /// The thread stays in the test's cgroup, so what it connects to is *not* caught: it is somebody who got at the pod's
@@ -293,6 +312,18 @@ impl Drop for Lab {
             assert!(failed.is_none() && left.is_empty(), "lab down: {failed:?}, left: {left:?}");
         }
     }
+}
+
+/// A command that joins a control group, enters a network namespace and becomes `words`.
+fn at(cgroup: &Path, netns: &Path, words: &[&str]) -> Command {
+    fs::create_dir_all(cgroup).expect("the control group can be made");
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "echo $$ > \"$0/cgroup.procs\" && net=$1 && shift && exec nsenter --net=\"$net\" -- \"$@\"",
+    ]);
+    command.arg(cgroup).arg(netns).args(words);
+    command
 }
 
 /// Runs a closure in a network namespace, on a thread of its own. Sockets that it returns stay there.

@@ -53,7 +53,7 @@ fn walk(dir: &std::path::Path) -> Vec<String> {
 
 /// Names of the programs attached to the cgroup of a node's pods.
 fn attached(lab: &Lab, node: &str) -> Vec<String> {
-    let pods = lab.node(node).cgroup.join("pods");
+    let pods = &lab.node(node).pods_cgroup;
     let shown = bpftool(&["cgroup", "show", &pods.to_string_lossy()]).expect("bpftool is installed");
     let mut names: Vec<String> = shown
         .as_array()

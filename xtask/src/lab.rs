@@ -42,7 +42,7 @@ use nix::sys::signal::Signal;
 
 use crate::shell::{self, say};
 use names::Names;
-use state::{Lab, Node, Phase, Service, name_option};
+use state::{Enrolment, Lab, Node, Phase, Service, name_option};
 use world::plan::{Given, Plan};
 use world::{complete, plan};
 
@@ -104,6 +104,9 @@ pub struct UpOptions {
     /// One more argument for control; may be given several times.
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
     control_args: Vec<String>,
+    /// How agents find pods: by sandbox files, or by control groups that are laid out as kubelet's.
+    #[arg(long, value_enum, default_value_t)]
+    enrolment: Enrolment,
     /// Leave everything as it is when a step fails, to look at it.
     #[arg(long)]
     keep_on_failure: bool,
@@ -260,11 +263,21 @@ fn describe(names: &Names, options: &UpOptions, source: PathBuf, plan: &Plan) ->
     let dir = names.run_dir();
     let cgroup = cgroup::root()?.join(names.cgroup());
     let cpus = std::thread::available_parallelism()?.get();
+    let agent_uids: Vec<String> = plan.nodes.iter().map(|_| new_uid()).collect::<Result<_>>()?;
     let node = |(index, name): (usize, &String)| Node {
         name: name.clone(),
         netns: network::netns_path(&names.node_netns(name)),
         ip: plan::node_ips(index + 1)[0],
         ips: plan::node_ips(index + 1).to_vec(),
+        pods_cgroup: options.enrolment.pods_root(&cgroup.join(name)),
+        agent_cgroup: match options.enrolment {
+            Enrolment::Files => cgroup.join(name).join("agent"),
+            // A pod among the others, as that of a DaemonSet is.
+            groups => groups.container(
+                &groups.pod(&cgroup.join(name), &agent_uids[index], "besteffort"),
+                &agent_uids[index],
+            ),
+        },
         cgroup: cgroup.join(name),
         cpus: options.pin_cpus.then(|| vec![index % cpus]),
         agent: None,
@@ -276,6 +289,7 @@ fn describe(names: &Names, options: &UpOptions, source: PathBuf, plan: &Plan) ->
         dir,
         source,
         pin_cpus: options.pin_cpus,
+        enrolment: options.enrolment,
         agent_args: options.agent_args.clone(),
         control_args: options.control_args.clone(),
         nodes: plan.nodes.iter().enumerate().map(node).collect(),
@@ -292,7 +306,7 @@ fn describe(names: &Names, options: &UpOptions, source: PathBuf, plan: &Plan) ->
 }
 
 fn describe_pods(names: &Names, lab: &Lab, plan: &Plan) -> Result<Vec<state::Pod>> {
-    let describe = |pod: &plan::PlannedPod| Ok(pods::describe(names, &lab.dir, lab.node(&pod.node)?, pod));
+    let describe = |pod: &plan::PlannedPod| Ok(pods::describe(names, lab, lab.node(&pod.node)?, pod));
     let pods: Vec<state::Pod> = plan.pods.iter().map(describe).collect::<Result<_>>()?;
     let mut taken: BTreeSet<PathBuf> = lab.nodes.iter().map(|node| node.netns.clone()).collect();
     taken.insert(network::netns_path(&names.fabric_netns()));

@@ -30,6 +30,9 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     /// Its cgroup.
     pub cgroup: PathBuf,
+    /// The cgroup above its pods'.
+    #[serde(rename = "podsCgroup")]
+    pub pods_cgroup: PathBuf,
     /// Its agent.
     pub agent: Option<Process>,
 }
@@ -71,6 +74,10 @@ pub struct Pod {
     pub netns: PathBuf,
     /// Its cgroup.
     pub cgroup: PathBuf,
+    /// The cgroup of its commands: its own, or one below.
+    pub container: PathBuf,
+    /// The cgroup of the process that keeps its place, where the lab is laid out as kubelet's.
+    pub sandbox: Option<PathBuf>,
 }
 
 /// A service.

@@ -20,7 +20,7 @@ use super::exec::Entry;
 use super::names::Names;
 use super::network;
 use super::pods::{sandbox_dir, spawn, tail};
-use super::state::{Agent, Control, Lab, Node};
+use super::state::{Agent, Control, Enrolment, Lab, Node};
 use super::world::plan::fabric_ips;
 use crate::{build, clock, ebpf, shell};
 
@@ -172,19 +172,25 @@ fn start_agent(lab: &Lab, names: &Names, node: &Node, agent: &Path) -> Result<(A
     let mut command = words([
         (agent.as_os_str(), "node".as_ref()),
         ("--node".as_ref(), node.name.as_ref()),
-        ("--sandbox-dir".as_ref(), sandboxes.as_os_str()),
-        ("--cgroup".as_ref(), node.pods_cgroup().as_os_str()),
         ("--pin-dir".as_ref(), pin_dir.as_os_str()),
         ("--ca-address".as_ref(), ca.as_ref()),
         ("--ca-roots".as_ref(), roots_file(&lab.dir).as_os_str()),
         ("--join-token-file".as_ref(), token_file(&lab.dir, &node.name).as_os_str()),
-        ("--service-vips".as_ref(), "all".as_ref()),
         ("--workers".as_ref(), workers.to_string().as_ref()),
     ]);
     command.extend(source_of_objects(lab));
-    // An agent takes each flag once, and this is one that people choose otherwise.
-    if !lab.agent_args.iter().any(|word| word.split('=').next() == Some("--access-log")) {
-        command.extend(["--access-log".to_owned(), access_log.to_string_lossy().into_owned()]);
+    if lab.enrolment == Enrolment::Files {
+        let pods = node.pods_cgroup();
+        command.extend(words([
+            ("--sandbox-dir".as_ref(), sandboxes.as_os_str()),
+            ("--cgroup".as_ref(), pods.as_os_str()),
+        ]));
+    }
+    // An agent takes each flag once, and these are some that people choose otherwise.
+    for (flag, value) in [("--access-log", access_log.as_os_str()), ("--service-vips", "all".as_ref())] {
+        if !lab.agent_args.iter().any(|word| word.split('=').next() == Some(flag)) {
+            command.extend(words([(flag.as_ref(), value)]));
+        }
     }
     command.extend(lab.agent_args.iter().cloned());
     let entry =

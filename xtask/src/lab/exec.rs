@@ -84,7 +84,7 @@ pub fn pod_entry(lab: &Lab, pod: &Pod) -> Result<Entry> {
     env.extend(pod.env.iter().cloned());
     let names_dir = names_dir(&lab.dir, &pod.namespace);
     Ok(Entry {
-        cgroup: pod.cgroup.clone(),
+        cgroup: pod.container.clone(),
         netns: pod.netns.clone(),
         cpus: lab.node(&pod.node)?.cpus.clone(),
         pod: Some(PodEntry { hostname: pod.name.clone(), names_dir, env }),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use super::exec::{Entry, FAILURES, names_dir, pod_entry};
 use super::names::Names;
 use super::network::{self, PodLink};
-use super::state::{Lab, Node, Pod};
+use super::state::{Enrolment, Lab, Node, Pod};
 use super::world::plan::{Plan, PlannedPod};
 use super::{cgroup, hosts};
 use crate::{clock, shell};
@@ -23,7 +23,7 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_TAIL_LINES: usize = 40;
 
 /// A planned pod's entry in the lab's state, before anything of it exists.
-pub fn describe(names: &Names, dir: &Path, node: &Node, planned: &PlannedPod) -> Pod {
+pub fn describe(names: &Names, lab: &Lab, node: &Node, planned: &PlannedPod) -> Pod {
     let netns = if planned.host_network {
         node.netns.clone()
     } else {
@@ -31,6 +31,7 @@ pub fn describe(names: &Names, dir: &Path, node: &Node, planned: &PlannedPod) ->
     };
     let file_stem = file_stem(&planned.namespace, &planned.name);
     let runs = !planned.command.is_empty();
+    let (cgroup, container, sandbox) = cgroups(lab.enrolment, node, planned, &file_stem);
     Pod {
         name: planned.name.clone(),
         namespace: planned.namespace.clone(),
@@ -38,15 +39,40 @@ pub fn describe(names: &Names, dir: &Path, node: &Node, planned: &PlannedPod) ->
         uid: planned.uid.clone(),
         ips: planned.ips.clone(),
         netns,
-        cgroup: node.pods_cgroup().join(&file_stem),
+        cgroup,
+        container,
+        sandbox,
         service_account: planned.service_account.clone(),
         meshed: planned.meshed && !planned.host_network,
         pid: None,
-        log: runs.then(|| dir.join("logs").join(format!("{file_stem}.log"))),
+        log: runs.then(|| lab.dir.join("logs").join(format!("{file_stem}.log"))),
         command: planned.command.clone(),
         env: planned.env.clone(),
         ports: planned.ports.clone(),
     }
+}
+
+/// A pod's cgroup, its commands' and its placeholder's. Where they are laid out as kubelet's, there are pods of every quality
+/// of service.
+fn cgroups(
+    enrolment: Enrolment,
+    node: &Node,
+    planned: &PlannedPod,
+    file_stem: &str,
+) -> (PathBuf, PathBuf, Option<PathBuf>) {
+    if enrolment == Enrolment::Files {
+        let own = node.pods_cgroup().join(file_stem);
+        return (own.clone(), own, None);
+    }
+    let quality = match planned.uid.as_bytes().first() {
+        Some(b'0'..=b'4') => "besteffort",
+        Some(b'5'..=b'9') => "",
+        _ => "burstable",
+    };
+    let own = enrolment.pod(&node.cgroup, &planned.uid, quality);
+    let turned: String = planned.uid.chars().rev().collect();
+    let (container, sandbox) = (enrolment.container(&own, &planned.uid), enrolment.container(&own, &turned));
+    (own, container, Some(sandbox))
 }
 
 /// Makes the network and cgroups of pods.
@@ -54,7 +80,9 @@ pub fn create(lab: &Lab, pods: &[&Pod]) -> Result<()> {
     let mut links = Vec::new();
     for pod in pods {
         let node = lab.node(&pod.node)?;
-        cgroup::create(&pod.cgroup)?;
+        for group in [&pod.cgroup, &pod.container].into_iter().chain(&pod.sandbox) {
+            cgroup::create(group)?;
+        }
         if pod.netns != node.netns {
             let (netns, node_netns) = (netns_name(&pod.netns)?, netns_name(&node.netns)?);
             links.push(PodLink {
@@ -89,8 +117,15 @@ pub fn write_names(dir: &Path, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Tells a node's agent of a pod, as a container runtime's hook does in a cluster. Pods on the node's own network are not told.
+/// Tells a node's agent of a pod: by a file, as a container runtime's hook can in a cluster, or by starting the process that
+/// keeps the pod's place, as every container runtime does. Pods on the node's own network have no file.
 pub fn announce(lab: &Lab, pod: &Pod) -> Result<()> {
+    if let Some(sandbox) = &pod.sandbox {
+        let entry = Entry { cgroup: sandbox.clone(), netns: pod.netns.clone(), cpus: None, pod: None };
+        let pause = ["sleep".to_owned(), "infinity".to_owned()];
+        let started = spawn(&entry, &pause, Path::new("/dev/null"), Stdio::null());
+        return started.map(drop).with_context(|| format!("cannot start {}/{}", pod.namespace, pod.name));
+    }
     if pod.netns == lab.node(&pod.node)?.netns {
         return Ok(());
     }

@@ -21,6 +21,54 @@ pub enum Phase {
     Up,
 }
 
+/// How agents find the pods of their node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Enrolment {
+    /// The lab tells them, by a file per pod.
+    #[default]
+    Files,
+    /// By control groups, named as kubelet's driver `cgroupfs` and containerd name them.
+    Groups,
+    /// By control groups, named as kubelet's driver `systemd` and containerd name them.
+    GroupsSystemd,
+}
+
+impl Enrolment {
+    /// The cgroup above all pods of a node.
+    pub fn pods_root(self, node: &Path) -> PathBuf {
+        node.join(match self {
+            Self::Files => "pods",
+            Self::Groups => "kubepods",
+            Self::GroupsSystemd => "kubepods.slice",
+        })
+    }
+
+    /// A pod's cgroup; `quality` is empty for a guaranteed pod.
+    pub fn pod(self, node: &Path, uid: &str, quality: &str) -> PathBuf {
+        let root = self.pods_root(node);
+        match self {
+            Self::Files | Self::Groups => root.join(quality).join(format!("pod{uid}")),
+            Self::GroupsSystemd => {
+                let uid = uid.replace('-', "_");
+                let slice =
+                    if quality.is_empty() { "kubepods".to_owned() } else { format!("kubepods-{quality}") };
+                let level = if quality.is_empty() { root } else { root.join(format!("{slice}.slice")) };
+                level.join(format!("{slice}-pod{uid}.slice"))
+            }
+        }
+    }
+
+    /// A container's cgroup below its pod's.
+    pub fn container(self, pod: &Path, id: &str) -> PathBuf {
+        let id = id.replace('-', "").repeat(2);
+        pod.join(match self {
+            Self::Files | Self::Groups => id,
+            Self::GroupsSystemd => format!("cri-containerd-{id}.scope"),
+        })
+    }
+}
+
 /// A lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -37,6 +85,8 @@ pub struct Lab {
     pub source: PathBuf,
     /// Node n and all its processes run on CPU n-1.
     pub pin_cpus: bool,
+    /// How agents find pods.
+    pub enrolment: Enrolment,
     /// More arguments of every node's agent.
     pub agent_args: Vec<String>,
     /// More arguments of control.
@@ -69,8 +119,12 @@ pub struct Node {
     pub ip: IpAddr,
     /// Its addresses on the fabric.
     pub ips: Vec<IpAddr>,
-    /// Its cgroup; pods are below `pods`.
+    /// Its cgroup.
     pub cgroup: PathBuf,
+    /// The cgroup above its pods'.
+    pub pods_cgroup: PathBuf,
+    /// The cgroup of its agent.
+    pub agent_cgroup: PathBuf,
     /// The CPUs it is held to; absent for all.
     pub cpus: Option<Vec<usize>>,
     /// Its agent; absent without a mesh.
@@ -153,6 +207,10 @@ pub struct Pod {
     pub netns: PathBuf,
     /// Its cgroup.
     pub cgroup: PathBuf,
+    /// The cgroup of its commands: its own, or one below.
+    pub container: PathBuf,
+    /// The cgroup of the process that only keeps the pod's place, where there is one.
+    pub sandbox: Option<PathBuf>,
     /// Service account.
     pub service_account: String,
     /// Enrolled.
@@ -247,12 +305,12 @@ impl Lab {
 impl Node {
     /// The cgroup above its pods'.
     pub fn pods_cgroup(&self) -> PathBuf {
-        self.cgroup.join("pods")
+        self.pods_cgroup.clone()
     }
 
     /// The cgroup of its agent.
     pub fn agent_cgroup(&self) -> PathBuf {
-        self.cgroup.join("agent")
+        self.agent_cgroup.clone()
     }
 }
 
