@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::process::Process;
+use super::trust;
 use super::windows::{LateDiscovery, add_mesh, first_state, report_discovery};
 use crate::admin::{Windows, views};
 use crate::capture::groups::Groups;
@@ -48,6 +49,7 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     let entered = runtime.enter();
     let (telemetry, shutdown) = (process.telemetry.clone(), process.shutdown.clone());
     let objects = process.readiness.block("objects");
+    let trusting = process.readiness.block("trust bundle");
     let capturing = process.readiness.block("capture");
     let certifying = process.readiness.block("certificates");
 
@@ -69,6 +71,10 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         return Ok(());
     }
     drop(objects);
+    if !runtime.block_on(trust::published(&settings.ca.roots, trusting, &shutdown)) {
+        server.join();
+        return Ok(());
+    }
 
     let mut kernel = Kernel::load(&settings.kernel)?;
     let sandboxes = sandboxes(settings)?;

@@ -129,7 +129,7 @@ pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
         roots: flags.ca_roots.unwrap_or_default(),
         token_file: flags.join_token_file.unwrap_or_default(),
     };
-    check_ca(&mut checks, &ca);
+    check_ca(&mut checks, &ca, matches!(objects, discovery::Settings::Kubernetes(_)));
     let kernel = kernel::Settings {
         object: object(&mut checks, flags.bpf_object),
         pin_dir: pin_dir(&mut checks, flags.pin_dir, &flags.node),
@@ -215,7 +215,7 @@ fn check_node(checks: &mut Checks, node: &str) {
     }
 }
 
-fn check_ca(checks: &mut Checks, ca: &CaSettings) {
+fn check_ca(checks: &mut Checks, ca: &CaSettings, in_cluster: bool) {
     let address = &ca.address;
     let uri: Option<hyper::Uri> = address.parse().ok();
     let usable = uri.is_some_and(|uri| {
@@ -227,7 +227,11 @@ fn check_ca(checks: &mut Checks, ca: &CaSettings) {
     if !usable {
         checks.refuse("--ca-address", format!("{address:?} is not an address; write https://HOST:PORT"));
     }
-    checks.readable_file("--ca-roots", &ca.roots, "the PEM file that control writes with --trust-bundle-out");
+    // In a cluster the control plane makes it, and the agent waits for it.
+    if !in_cluster {
+        let purpose = "the PEM file that control writes with --trust-bundle-out";
+        checks.readable_file("--ca-roots", &ca.roots, purpose);
+    }
     checks.readable_file("--join-token-file", &ca.token_file, "the file with this node's join token");
 }
 
