@@ -73,7 +73,7 @@ impl Cluster {
         let list = Api::<Pod>::namespaced(self.client.clone(), NAMESPACE)
             .list(&ListParams::default().labels(selector))
             .await
-            .map_err(|source| Error::Api { what: format!("the pods of {NAMESPACE}"), source })?;
+            .map_err(|error| Error::Api { what: format!("the pods of {NAMESPACE}"), why: why(&error) })?;
         let mut pods = list.items;
         pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         Ok(pods)
@@ -99,10 +99,10 @@ impl Cluster {
     /// A connection to the windows of a pod, through the API server and the pod's kubelet.
     pub(super) async fn windows(&self, pod: &str) -> Result<Windows, Error> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), NAMESPACE);
-        let mut forwarder = pods
-            .portforward(pod, &[WINDOWS])
-            .await
-            .map_err(|source| Error::Api { what: format!("a port-forward to {NAMESPACE}/{pod}"), source })?;
+        let mut forwarder = pods.portforward(pod, &[WINDOWS]).await.map_err(|error| Error::Api {
+            what: format!("a port-forward to {NAMESPACE}/{pod}"),
+            why: why(&error),
+        })?;
         let stream = forwarder.take_stream(WINDOWS).expect("asked for just now");
         Ok(Windows { stream: Box::new(stream), _forwarder: forwarder })
     }
@@ -134,4 +134,22 @@ pub(super) fn node_of(pod: &Pod) -> Option<&str> {
 pub(super) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// What the API server, or the way to it, says is wrong.
+pub(super) fn why(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        // Each layer repeats what is below it.
+        let said = next.to_string();
+        if !text.contains(&said) {
+            text.push_str(&format!(": {said}"));
+        }
+        cause = next.source();
+    }
+    text
 }

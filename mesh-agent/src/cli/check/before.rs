@@ -12,7 +12,7 @@ use kube::client::Body;
 
 use super::host;
 use super::look::{Complaint, Finding, Said};
-use crate::cli::cluster::{Cluster, NAMESPACE};
+use crate::cli::cluster::{Cluster, NAMESPACE, why};
 use crate::lifecycle::clock;
 
 /// Oldest minor version that was tried; and that whose API server judges objects by the rules in our definitions.
@@ -42,7 +42,7 @@ const MADE: [(&str, &str, bool); 13] = [
 pub(super) fn looks(cluster: &Cluster) -> Vec<Finding> {
     cluster.wait(async {
         let mut findings =
-            vec![Finding::new("api", version(cluster).await, "see that kubectl version answers, then come again")];
+            vec![Finding::new("api", version(cluster).await, "see that kubectl version answers; a Kubernetes from 1.25 on judges policies when they are applied")];
         if matches!(findings[0].said, Err(Complaint::Failure(_))) {
             return findings;
         }
@@ -71,18 +71,7 @@ pub(super) fn looks(cluster: &Cluster) -> Vec<Finding> {
 }
 
 fn failed(error: &kube::Error) -> Complaint {
-    Complaint::Failure(chain(error))
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(&format!(": {next}"));
-        cause = next.source();
-    }
-    text
+    Complaint::Failure(why(error))
 }
 
 async fn version(cluster: &Cluster) -> Said {

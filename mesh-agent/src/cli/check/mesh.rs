@@ -12,11 +12,10 @@ use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
 use super::agent;
-use super::before::chain;
 use super::look::{Complaint, Finding, Said};
 use crate::cli::Error;
 use crate::cli::client::Agent;
-use crate::cli::cluster::{AGENTS, CONTROLS, Cluster, NAMESPACE, is_ready, node_of};
+use crate::cli::cluster::{AGENTS, CONTROLS, Cluster, NAMESPACE, is_ready, node_of, why};
 use crate::cli::columns::items;
 use crate::discovery::crds;
 use crate::lifecycle::clock;
@@ -64,7 +63,7 @@ pub(super) fn looks(cluster: &Cluster) -> Result<Vec<Finding>, Error> {
 }
 
 fn failure(error: &kube::Error) -> Complaint {
-    Complaint::Failure(chain(error))
+    Complaint::Failure(why(error))
 }
 
 async fn kinds(cluster: &Cluster) -> Said {
@@ -197,7 +196,7 @@ fn routes(cluster: &Cluster, controls: &[Pod]) -> Said {
         return Err(Complaint::Warning("no control plane is ready that could be asked".to_owned()));
     };
     let answer = Agent::Pod(cluster.clone(), pod).json("/routes");
-    let answer = answer.map_err(|error| Complaint::Warning(chain(&error)))?;
+    let answer = answer.map_err(|error| Complaint::Warning(error.to_string()))?;
     judge_routes(items(&answer))
 }
 
@@ -233,7 +232,7 @@ fn of_agents(cluster: &Cluster, agents: &[Pod]) -> Vec<Finding> {
     let mut looks: Vec<(&'static str, &'static str, Vec<(String, Said)>)> = Vec::new();
     for (node, found) in by_node {
         match found {
-            Err(error) => silent.push(format!("{node} ({})", chain(&error))),
+            Err(error) => silent.push(format!("{node} ({})", error.to_string())),
             Ok(findings) => {
                 for finding in findings {
                     let said = (node.clone(), finding.said);

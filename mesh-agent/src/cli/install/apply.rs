@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::wait::{self, Patience};
 use crate::cli::Error;
-use crate::cli::cluster::Cluster;
+use crate::cli::cluster::{Cluster, why};
 
 /// As whom we own fields.
 const FIELD_MANAGER: &str = "meshctl";
@@ -21,7 +21,7 @@ const OF_THE_CLUSTER: [&str; 5] =
 /// The minor version of the cluster's Kubernetes.
 pub(in crate::cli) async fn minor_version(cluster: &Cluster) -> Result<u32, Error> {
     let version = cluster.client.apiserver_version().await;
-    let version = version.map_err(|source| Error::Api { what: "its version".to_owned(), source })?;
+    let version = version.map_err(|error| Error::Api { what: "its version".to_owned(), why: why(&error) })?;
     // Some say `27+`.
     let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
     Ok(digits.parse().unwrap_or(u32::MAX))
@@ -56,7 +56,7 @@ async fn apply(
     out: &mut dyn Write,
 ) -> Result<(), Error> {
     let name = name(object);
-    let failed = |source| Error::Apply { object: name.clone(), source };
+    let failed = |error| Error::Apply { object: name.clone(), why: why(&error) };
     let bare = object["metadata"]["name"].as_str().unwrap_or_default();
     let api = api(&cluster.client, object);
     let applied = api.patch(bare, params, &Patch::Apply(object)).await.map_err(failed)?;

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::wait::Patience;
 use super::{apply, manifests};
-use crate::cli::cluster::{AGENTS, Cluster, NAMESPACE, node_of};
+use crate::cli::cluster::{AGENTS, Cluster, NAMESPACE, node_of, why};
 use crate::cli::flags::{Meshctl, UninstallFlags};
 use crate::cli::{Error, Found};
 
@@ -55,7 +55,7 @@ async fn clean_nodes(
     let sets = Api::<DaemonSet>::namespaced(cluster.client.clone(), NAMESPACE);
     let failed = |what: &str| {
         let what = what.to_owned();
-        move |source| Error::Api { what, source }
+        move |error| Error::Api { what, why: why(&error) }
     };
     let Some(set) = sets.get_opt("weft-agent").await.map_err(failed("DaemonSet weft-agent"))? else {
         writeln!(out, "there is no DaemonSet weft-agent: no node is cleaned")?;
@@ -148,12 +148,16 @@ async fn remove(
         match api.delete(bare, &DeleteParams::default()).await {
             Ok(_) => writeln!(out, "{name} deleted")?,
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(source) => return Err(Error::Apply { object: name, source }),
+            Err(error) => return Err(Error::Apply { object: name, why: why(&error) }),
         }
     }
     let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace"});
     let namespaces = apply::api(&cluster.client, &namespace);
-    while namespaces.get_opt(NAMESPACE).await.is_ok_and(|found| found.is_some()) && !patience.is_over() {
+    while namespaces.get_opt(NAMESPACE).await.is_ok_and(|found| found.is_some()) {
+        if patience.is_over() {
+            writeln!(out, "namespace/{NAMESPACE} is still being deleted")?;
+            break;
+        }
         patience.pause().await;
     }
     Ok(())

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::apply;
 use crate::cli::Error;
-use crate::cli::cluster::{Cluster, NAMESPACE};
+use crate::cli::cluster::{Cluster, NAMESPACE, why};
 use crate::lifecycle::clock;
 
 /// Between two looks. A person waits, and the API server is asked for two objects.
@@ -53,8 +53,8 @@ pub(super) async fn until_established(
         let name = definition["metadata"]["name"].as_str().unwrap_or_default();
         loop {
             let found = api.get(name).await;
-            let found =
-                found.map_err(|source| Error::Api { what: format!("the definition {name}"), source })?;
+            let found = found
+                .map_err(|error| Error::Api { what: format!("the definition {name}"), why: why(&error) })?;
             let conditions = found.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let established =
                 |condition: &Value| condition["type"] == "Established" && condition["status"] == "True";
@@ -100,7 +100,8 @@ pub(super) async fn until_ready(
 async fn control(cluster: &Cluster) -> Result<Option<String>, Error> {
     let api = Api::<Deployment>::namespaced(cluster.client.clone(), NAMESPACE);
     let found = api.get("weft-control").await;
-    let found = found.map_err(|source| Error::Api { what: "Deployment weft-control".to_owned(), source })?;
+    let found =
+        found.map_err(|error| Error::Api { what: "Deployment weft-control".to_owned(), why: why(&error) })?;
     let (spec, status) = (found.spec.unwrap_or_default(), found.status.unwrap_or_default());
     let wanted = spec.replicas.unwrap_or(1);
     let current = status.observed_generation >= found.metadata.generation;
@@ -111,7 +112,8 @@ async fn control(cluster: &Cluster) -> Result<Option<String>, Error> {
 async fn agents(cluster: &Cluster) -> Result<Option<String>, Error> {
     let api = Api::<DaemonSet>::namespaced(cluster.client.clone(), NAMESPACE);
     let found = api.get("weft-agent").await;
-    let found = found.map_err(|source| Error::Api { what: "DaemonSet weft-agent".to_owned(), source })?;
+    let found =
+        found.map_err(|error| Error::Api { what: "DaemonSet weft-agent".to_owned(), why: why(&error) })?;
     let status = found.status.unwrap_or_default();
     let current = status.observed_generation >= found.metadata.generation;
     let wanted = status.desired_number_scheduled;
