@@ -104,13 +104,12 @@ pub enum Error {
     #[error("no cluster can be asked by the kubeconfig: {0}")]
     Kubeconfig(String),
     /// The API server does not do what it is asked.
-    #[error("the API server does not give {what}")]
+    #[error("the API server does not give {what}: {why}")]
     Api {
         /// What was asked for.
         what: String,
         /// What it said.
-        #[source]
-        source: kube::Error,
+        why: String,
     },
     /// The cluster has no such pod of ours.
     #[error("there is no {what} in {namespace}; is Weft installed? (meshctl install)")]
@@ -121,13 +120,12 @@ pub enum Error {
         namespace: &'static str,
     },
     /// The API server does not take an object.
-    #[error("{object} is not taken")]
+    #[error("{object} is not taken: {why}")]
     Apply {
         /// Which.
         object: String,
-        /// Why.
-        #[source]
-        source: kube::Error,
+        /// What the API server said.
+        why: String,
     },
     /// The API server does not serve a kind that was just defined.
     #[error("the API server does not serve {0} yet; run the command again")]
