@@ -158,6 +158,32 @@ fn base_object(kind: &str, name: &str) -> Value {
 }
 
 #[test]
+fn the_programs_know_every_flag_and_variable_that_they_are_given() {
+    use clap::{CommandFactory, Parser};
+    let program = mesh_agent::config::MeshAgent::command();
+    for (kind, name, task) in [("DaemonSet", "weft-agent", "node"), ("Deployment", "weft-control", "control")]
+    {
+        let container = base_object(kind, name)["spec"]["template"]["spec"]["containers"][0].clone();
+        let words = |field: &str| -> Vec<String> {
+            serde_json::from_value(container[field].clone()).expect("a list of words")
+        };
+        assert_eq!(words("command"), ["/usr/bin/mesh-agent", task]);
+        // The node's name comes from the environment.
+        let given = (task == "node").then(|| "--node=n1".to_owned());
+        let line = words("command").into_iter().chain(words("args")).chain(given);
+        let read = mesh_agent::config::MeshAgent::try_parse_from(line);
+        assert!(read.is_ok(), "{name}: {}", read.expect_err("refused"));
+        let task = program.find_subcommand(task).expect("a task");
+        for variable in container["env"].as_array().expect("variables") {
+            let variable = variable["name"].as_str().expect("a name");
+            let known =
+                task.get_arguments().any(|argument| argument.get_env().is_some_and(|env| env == variable));
+            assert!(known, "{name}: nobody reads {variable}");
+        }
+    }
+}
+
+#[test]
 fn images_carry_the_version_of_this_release() {
     let expected = format!("weft.dev/weft:{}", env!("CARGO_PKG_VERSION"));
     for (kind, name) in [("DaemonSet", "weft-agent"), ("Deployment", "weft-control")] {
