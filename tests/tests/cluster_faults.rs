@@ -58,10 +58,24 @@ impl<'a> Scene<'a> {
 fn calls_go_on_while_the_api_server_is_away_and_changes_arrive_when_it_is_back() {
     let cluster = Cluster::running();
     mesh::install(&cluster);
-    let scene = Scene::set(&cluster, "away");
-    let name = &scene.namespace.name;
-    // The probes' own lines pass the API server: what is asked for while it is away must not need them.
-    let load = Load::start(&cluster, name, &scene.addresses());
+    let namespace = Namespace::meshed(&cluster, "away");
+    let name = &namespace.name;
+    let pods = [
+        Pod::new(name, "web").on("node-1"),
+        Pod::new(name, "near").on("node-1").echo(),
+        Pod::new(name, "far").on("node-2").echo(),
+    ];
+    cluster.apply(&documents(&pods.map(|pod| pod.yaml())));
+    cluster.wait_ready(name);
+    mesh::wait_enrolled(&cluster, name);
+    let servers = ["near", "far"].map(|pod| SocketAddr::new(cluster.pod_ip(name, pod), PORT));
+    for at in servers {
+        let call = ["xtask", "app", "call", &at.to_string(), "--send", "hello"];
+        wait::within(PATIENCE, "the servers are reached", || {
+            cluster.exec(name, "web", &call).status.success().then_some(())
+        });
+    }
+    let load = Load::start(&cluster, name, &servers);
     cluster.switch(&["api-server", "stop"]);
     thread::sleep(AWAY);
     cluster.switch(&["api-server", "start"]);

@@ -56,6 +56,14 @@ impl Pod {
         self
     }
 
+    /// A server on [`PORT`] that sends back what comes. It is the pod's own program: unlike a probe, it goes on when the API
+    /// server is away, over which a probe gets its orders.
+    #[must_use]
+    pub fn echo(mut self) -> Self {
+        self.command = format!("[/bin/xtask, app, echo, --port, \"{PORT}\"]");
+        self
+    }
+
     /// One more label, as YAML.
     #[must_use]
     pub fn label(mut self, label: &str) -> Self {

@@ -1,4 +1,4 @@
-//! Packets on all links of a node: an AF_PACKET socket (packet(7)) made in its network namespace.
+//! Packets between two pods on all links of a node: an AF_PACKET socket (packet(7)) made in its network namespace.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -29,7 +29,7 @@ pub struct Tap {
 /// What it saw.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// How many packets had the word in them.
+    /// How many packets between the two pods had the word in them.
     pub with_word: usize,
     /// TCP ports of packets with payload between the two pods, of either end.
     pub ports: BTreeSet<u16>,
@@ -76,28 +76,34 @@ fn listen(socket: &OwnedFd, word: &[u8], pods: [IpAddr; 2], ended: &AtomicBool) 
 }
 
 impl Seen {
-    fn note(&mut self, packet: &[u8], word: &[u8], pods: [IpAddr; 2]) {
+    fn note(&mut self, frame: &[u8], word: &[u8], pods: [IpAddr; 2]) {
+        let Some(packet) = between(frame, pods) else { return };
         if packet.windows(word.len()).any(|window| window == word) {
             self.with_word += 1;
         }
-        self.ports.extend(tcp_ports(packet, pods).into_iter().flatten());
+        self.ports.extend(tcp_ports(packet).into_iter().flatten());
     }
 }
 
-/// The ports of an IPv4 packet of TCP between two addresses that carries payload; of an Ethernet frame.
-fn tcp_ports(frame: &[u8], ends: [IpAddr; 2]) -> Option<[u16; 2]> {
+/// The IPv4 packet of an Ethernet frame, where it goes from one of these addresses to the other. What else passes on a node
+/// is not the mesh's: the kubelet and the runtime, for one, hand a test's own orders to its probe over the loopback.
+fn between(frame: &[u8], ends: [IpAddr; 2]) -> Option<&[u8]> {
     const ETHERNET_LEN: usize = 14;
-    let ip = frame.get(ETHERNET_LEN..)?;
-    let is_tcp = frame.get(12..14)? == [8, 0] && *ip.get(9)? == 6;
-    let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(ip.get(at..at + 4)?).ok()?));
+    let packet = frame.get(ETHERNET_LEN..).filter(|_| frame[12..ETHERNET_LEN] == [8, 0])?;
+    let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
     let (from, to) = (address(12)?, address(16)?);
-    let is_meant = from != to && ends.contains(&from) && ends.contains(&to);
-    let ip_len = usize::from(ip[0] & 15) * 4;
-    let total = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
-    let tcp = ip.get(ip_len..)?;
+    (from != to && ends.contains(&from) && ends.contains(&to)).then_some(packet)
+}
+
+/// The ports of a TCP packet that carries payload.
+fn tcp_ports(packet: &[u8]) -> Option<[u16; 2]> {
+    let is_tcp = *packet.get(9)? == 6;
+    let ip_len = usize::from(packet[0] & 15) * 4;
+    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    let tcp = packet.get(ip_len..)?;
     let tcp_len = usize::from(*tcp.get(12)? >> 4) * 4;
     // A joined packet may have no length of its own (0).
     let has_payload = total == 0 || total > ip_len + tcp_len;
-    (is_tcp && is_meant && has_payload)
+    (is_tcp && has_payload)
         .then(|| [u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]])])
 }
