@@ -162,6 +162,11 @@ impl ApiServer {
         self.inner.order(fault);
     }
 
+    /// What is ordered and not yet done.
+    pub fn ordered(&self) -> Vec<Fault> {
+        self.inner.faults.lock().ordered().to_vec()
+    }
+
     /// Takes all orders back.
     pub fn clear(&self) {
         self.inner.clear();

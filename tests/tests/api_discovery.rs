@@ -324,11 +324,14 @@ async fn heals(seed: u64, faults: Vec<Fault>) -> Duration {
     }
     twins.settle().await;
     let begun = now();
+    let counted = faults.iter().any(|fault| fault.times.is_some());
     faults.into_iter().for_each(|fault| twins.server.order(fault));
+    let ordered = twins.server.ordered();
     for _ in 0..30 {
         twins.step();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(!counted || twins.server.ordered() != ordered, "the faults were met: {ordered:?}");
     twins.server.clear();
     let back = now();
     twins.agree("after the fault").await;

@@ -345,7 +345,7 @@ fn metadata_alone_is_given_to_who_asks_for_it() {
         };
         let watched = watched.await;
         let listed = listed.unwrap();
-        assert_eq!(names(&listed.items), [name.clone()]);
+        assert_eq!(names(&listed.items), [name.as_str()]);
         assert_eq!(serde_json::to_value(&listed.items[0]).unwrap()["kind"], "PartialObjectMetadata");
         assert_eq!(read.unwrap().labels()["weft-test"], name);
         let Some(WatchEvent::Deleted(gone)) = watched.unwrap().transpose().unwrap() else {
