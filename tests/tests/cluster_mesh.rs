@@ -182,21 +182,25 @@ fn a_running_pod_joins_and_leaves_without_a_restart() {
     let _server = orders.serve(PORT, Serve::Echo);
     let to = SocketAddr::new(cluster.pod_ip(name, "orders"), PORT);
     let ends = ["web", "orders"].map(|pod| cluster.pod_ip(name, pod));
-    let wire = || {
+    let mut cut = Vec::new();
+    let mut wire = || {
         let tap = Tap::start(&cluster, "node-1", "a-secret-word", ends);
-        exchange(&web, to, "a-secret-word");
-        tap.stop()
+        let call = web.connect(to).and_then(|connection| connection.exchange("a-secret-word"));
+        let seen = tap.stop();
+        cut.extend(call.as_ref().err().cloned());
+        call.is_ok().then_some(seen)
     };
-    let plain = wire();
+    let plain = wait::within(PATIENCE, "the server is reached", &mut wire);
     assert!(plain.with_word > 0, "outside the mesh it is readable: {plain:?}");
     cluster.kubectl_ok(&["--namespace", name, "label", "pod", "web", "weft.dev/mesh=enabled"]);
     mesh::wait_enrolled(&cluster, name);
     wait::within(PATIENCE, "the pod's calls are tunnelled", || {
-        let seen = wire();
-        (seen.with_word == 0 && seen.ports.contains(&TUNNEL)).then_some(())
+        wire().filter(|seen| seen.with_word == 0 && seen.ports.contains(&TUNNEL))
     });
     cluster.kubectl_ok(&["--namespace", name, "label", "pod", "web", "weft.dev/mesh-"]);
-    wait::within(PATIENCE, "the pod's calls are plain again", || (wire().with_word > 0).then_some(()));
+    wait::within(PATIENCE, "the pod's calls are plain again", || wire().filter(|seen| seen.with_word > 0));
+    // A call that is made in the very moment may be cut; no bound is promised.
+    println!("calls cut while pods joined and left: {cut:?}");
     for pod in ["web", "orders"] {
         let pod = cluster.pod(name, pod);
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{}", pod["status"]);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde::Deserialize;
-use serde_yaml_ng::Value;
+use serde_json::Value;
 
 use super::{Cluster, PATIENCE, is_ready};
 use crate::wait;
@@ -41,7 +41,7 @@ pub fn wait_ready(cluster: &Cluster) {
         let pods = cluster.get(&["--namespace", SYSTEM, "pods"]);
         let pods = pods["items"].as_array().cloned().unwrap_or_default();
         let of = |component: &str| {
-            let own = move |pod: &&serde_json::Value| {
+            let own = move |pod: &&Value| {
                 pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
                     && pod["metadata"]["deletionTimestamp"].is_null()
             };
@@ -88,10 +88,8 @@ pub fn wait_enrolled(cluster: &Cluster, namespace: &str) {
 /// Whether the agent of a node has caught a pod.
 pub fn is_enrolled(cluster: &Cluster, node: &str, namespace: &str, pod: &str) -> bool {
     let (_, page) = cluster.page(node, "/workloads");
-    let listed: serde_json::Value = serde_json::from_str(&page).unwrap_or_default();
-    let of = |one: &serde_json::Value| {
-        one["namespace"] == namespace && one["name"] == pod && one["captured"] == true
-    };
+    let listed: Value = serde_json::from_str(&page).unwrap_or_default();
+    let of = |one: &Value| one["namespace"] == namespace && one["name"] == pod && one["captured"] == true;
     let list = listed.as_array().or_else(|| listed["workloads"].as_array());
     list.is_some_and(|list| list.iter().any(of))
 }
@@ -121,7 +119,8 @@ pub fn rendered(directory: &str) -> String {
     for_an_older_server(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Takes out what the API server of the tests is too old for.
+/// Takes out what the API server of the tests is too old for. Documents come out as JSON, which every reader of YAML reads
+/// alike: a word like `off` is no text to all of them.
 pub fn for_an_older_server(documents: &str) -> String {
     let mut kept = Vec::new();
     for document in serde_yaml_ng::Deserializer::from_str(documents) {
@@ -130,18 +129,18 @@ pub fn for_an_older_server(documents: &str) -> String {
         if document["kind"] == "PodDisruptionBudget" {
             document["apiVersion"] = "policy/v1beta1".into();
         }
-        kept.push(serde_yaml_ng::to_string(&document).expect("YAML can be written"));
+        kept.push(document.to_string());
     }
-    kept.join("---\n")
+    kept.join("\n---\n")
 }
 
 fn without_rules(value: &mut Value) {
     match value {
-        Value::Mapping(map) => {
+        Value::Object(map) => {
             map.remove("x-kubernetes-validations");
             map.values_mut().for_each(without_rules);
         }
-        Value::Sequence(items) => items.iter_mut().for_each(without_rules),
+        Value::Array(items) => items.iter_mut().for_each(without_rules),
         _ => {}
     }
 }
