@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Cluster, PATIENCE, is_ready};
 use crate::wait;
@@ -119,8 +119,8 @@ pub fn rendered(directory: &str) -> String {
     for_an_older_server(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Takes out what the API server of the tests is too old for. Documents come out as JSON, which every reader of YAML reads
-/// alike: a word like `off` is no text to all of them.
+/// Takes out what the API server of the tests is too old for. It comes out as one list in JSON, which is read alike by all: a
+/// word like `off` is no text to every reader of YAML.
 pub fn for_an_older_server(documents: &str) -> String {
     let mut kept = Vec::new();
     for document in serde_yaml_ng::Deserializer::from_str(documents) {
@@ -129,9 +129,9 @@ pub fn for_an_older_server(documents: &str) -> String {
         if document["kind"] == "PodDisruptionBudget" {
             document["apiVersion"] = "policy/v1beta1".into();
         }
-        kept.push(document.to_string());
+        kept.push(document);
     }
-    kept.join("\n---\n")
+    json!({ "apiVersion": "v1", "kind": "List", "items": kept }).to_string()
 }
 
 fn without_rules(value: &mut Value) {
