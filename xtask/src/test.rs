@@ -106,7 +106,7 @@ fn with_cluster(options: &Options) -> Result<()> {
     kubernetes::build(Extent::Cluster)?;
     shell::say("building what the tests of the cluster run");
     // One build for all, in the same form as that of the other tests.
-    shell::run(nextest(&["--workspace", "--no-run", "--features", "mesh-tests/cluster"]).arg("--quiet"))?;
+    shell::run(&mut nextest(&["--workspace", "--no-run", "--features", "mesh-tests/cluster"]))?;
     let archive = image::write_built()?;
     let running = cluster::Running::nodes(CLUSTER_NAME)?;
     let tested = running.load_image(&archive).and_then(|()| {
