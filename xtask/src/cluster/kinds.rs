@@ -58,7 +58,8 @@ pub fn without_rules(text: &str) -> Result<String> {
     for document in serde_yaml_ng::Deserializer::from_str(text) {
         let mut document = Value::deserialize(document)?;
         strip(&mut document);
-        if document.get("kind").is_some() {
+        // What else lies beside them is for kubectl, not for the server.
+        if document.get("kind").and_then(Value::as_str) == Some("CustomResourceDefinition") {
             kept.push(serde_yaml_ng::to_string(&document)?);
         }
     }
@@ -81,13 +82,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_taken_out_at_every_depth_and_nothing_else_is() {
+    fn definitions_lose_their_rules_at_every_depth_and_nothing_else() {
         let text = "kind: CustomResourceDefinition\nspec:\n  a:\n  - x-kubernetes-validations: [{rule: 'self > 1'}]\n    type: object\n\
-                    ---\nkind: Other\nmetadata:\n  name: x\n";
+                    ---\nkind: Kustomization\nresources: [a.yaml]\n";
         let kept = without_rules(text).unwrap();
-        assert_eq!(
-            kept,
-            "kind: CustomResourceDefinition\nspec:\n  a:\n  - type: object\n---\nkind: Other\nmetadata:\n  name: x\n"
-        );
+        assert_eq!(kept, "kind: CustomResourceDefinition\nspec:\n  a:\n  - type: object\n");
     }
 }
