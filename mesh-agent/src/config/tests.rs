@@ -191,7 +191,7 @@ fn all_refusals_come_at_once() {
 #[test]
 fn missing_and_unknown_flags_are_usage_errors() {
     for (line, expected) in [
-        (&["node", "--node", "n1"][..], "--sandbox-dir"),
+        (&["node", "--node", "n1"][..], "--ca-address"),
         (&["node", "--node", "n1"], "--join-token-file"),
         (&["node", "--node", "n1", "--kubernetes", "--context", "blue"], "--kubeconfig"),
         (&["node", "--uninstall"], "--node"),
