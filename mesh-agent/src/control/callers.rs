@@ -11,7 +11,7 @@ pub enum Callers {
     /// Standalone: a file per node.
     JoinTokens(Arc<JoinTokens>),
     /// In a cluster: the API server is asked.
-    Reviews(Reviews),
+    Reviews(Box<Reviews>),
 }
 
 /// Why it is not known who asks.

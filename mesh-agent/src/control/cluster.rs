@@ -132,12 +132,12 @@ pub async fn open(
     shutdown: &Shutdown,
 ) -> Result<Option<(Control, Standing)>, Error> {
     let names = [settings.server_names.clone(), service_names(&settings.namespace)].concat();
-    let callers = Callers::Reviews(Reviews::new(
+    let callers = Callers::Reviews(Box::new(Reviews::new(
         client.clone(),
         settings.expected,
         registry.clone(),
         telemetry.clone(),
-    ));
+    )));
     let trust_domain = settings.trust_domain.clone();
     let mut keeper =
         Keeper::begin(client, settings.keys, trust_domain, &settings.namespace, leads, telemetry);
@@ -170,7 +170,7 @@ enum Seen {
 /// What to do about the keys.
 enum Step {
     /// Sign with these.
-    Sign(Authority),
+    Sign(Box<Authority>),
     /// Nothing can be done before something else happens.
     Wait,
 }
@@ -228,7 +228,7 @@ impl Keeper {
     async fn first(&mut self) -> Authority {
         loop {
             if let Step::Sign(authority) = self.look(None).await {
-                return authority;
+                return *authority;
             }
             self.something(RETRY_MAX).await;
         }
@@ -296,7 +296,7 @@ impl Keeper {
             }
         }
         self.telemetry.authority_expires(found.ends());
-        Ok(Step::Sign(found))
+        Ok(Step::Sign(Box::new(found)))
     }
 
     fn read(&self, secret: &Secret) -> Result<Authority, Error> {
@@ -361,7 +361,7 @@ impl Follower {
                 self.keeper.something(LOOK).await;
                 let current = self.signing.service.authority.load_full();
                 if let Step::Sign(found) = self.keeper.look(Some(&current)).await
-                    && let Err(error) = self.signing.take(found)
+                    && let Err(error) = self.signing.take(*found)
                 {
                     tracing::error!(error = said(&error), "the CA goes on with what it has");
                 }

@@ -52,7 +52,7 @@ fn tidy(schema: &mut Value) {
             fields.remove(foreign);
         }
     }
-    if fields.get("default").is_some_and(|default| !default.as_str().is_some_and(|text| !text.is_empty())) {
+    if fields.get("default").is_some_and(|default| default.as_str().is_none_or(str::is_empty)) {
         fields.remove("default");
     }
     // Formats that only Rust knows; the bounds beside them say the same.

@@ -14,10 +14,12 @@ use hashbrown::hash_table::Entry;
 /// entries at the square root of their number.
 const SHARDS: usize = 256;
 
+type Shard<K, V> = Arc<HashTable<(K, V)>>;
+
 /// The map. A clone costs one reference.
 pub(super) struct Shards<K, V> {
     hasher: RandomState,
-    shards: Arc<[Arc<HashTable<(K, V)>>]>,
+    shards: Arc<[Shard<K, V>]>,
 }
 
 impl<K, V> Default for Shards<K, V> {

@@ -204,7 +204,7 @@ fn write<K: std::hash::Hash + Eq + Copy, V: PartialEq + Copy>(
 }
 
 fn policy(deny: bool, port: Option<u16>, account: u8) -> Arc<PolicySet> {
-    let account_name = format!("a{account}").into();
+    let account_name = format!("a{account}");
     let policy = AuthorizationPolicy {
         name: PolicyName { namespace: "shop".into(), name: format!("p{account}").into() },
         cluster_wide: false,

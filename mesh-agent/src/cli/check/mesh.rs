@@ -221,6 +221,9 @@ fn judge_routes(routes: &[Value]) -> Said {
     Err(Complaint::Warning(format!("not accepted, or in conflict: {}", bad.join(", "))))
 }
 
+/// One look, the sentence that mends what it finds, and what each node said.
+type Looked = (&'static str, &'static str, Vec<(String, Said)>);
+
 /// What agents say of themselves, put together by look: who is unwell, and how the first of them puts it.
 fn of_agents(cluster: &Cluster, agents: &[Pod]) -> Vec<Finding> {
     let mut by_node = BTreeMap::new();
@@ -229,10 +232,10 @@ fn of_agents(cluster: &Cluster, agents: &[Pod]) -> Vec<Finding> {
         by_node.insert(node.to_owned(), agent::looks(&Agent::Pod(cluster.clone(), name.clone())));
     }
     let mut silent = Vec::new();
-    let mut looks: Vec<(&'static str, &'static str, Vec<(String, Said)>)> = Vec::new();
+    let mut looks: Vec<Looked> = Vec::new();
     for (node, found) in by_node {
         match found {
-            Err(error) => silent.push(format!("{node} ({})", error.to_string())),
+            Err(error) => silent.push(format!("{node} ({error})")),
             Ok(findings) => {
                 for finding in findings {
                     let said = (node.clone(), finding.said);

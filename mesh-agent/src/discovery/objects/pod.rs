@@ -163,7 +163,7 @@ fn probe_ports(spec: &k8s::PodSpec) -> BTreeSet<u16> {
         for probe in probes.into_iter().flatten() {
             let http = probe.http_get.as_ref().filter(|http| http.host.as_deref().is_none_or(str::is_empty));
             let tcp = probe.tcp_socket.as_ref().filter(|tcp| tcp.host.as_deref().is_none_or(str::is_empty));
-            let asked = http.map(|http| &http.port).or(tcp.map(|tcp| &tcp.port));
+            let asked = http.map(|http| &http.port).or_else(|| tcp.map(|tcp| &tcp.port));
             let port = match asked {
                 Some(IntOrString::Int(port)) => Some(*port),
                 Some(IntOrString::String(name)) => named_port(container, name),

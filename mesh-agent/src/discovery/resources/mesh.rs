@@ -1,4 +1,5 @@
 //! `MeshConfig`: settings of the whole mesh.
+#![expect(clippy::duplicated_attributes, reason = "each printed column says its own type and path")]
 #![expect(unreachable_pub, reason = "the schemas' derive copies a public type into a function")]
 
 use kube::{CustomResource, KubeSchema};

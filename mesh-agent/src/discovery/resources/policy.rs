@@ -1,4 +1,5 @@
 //! `AuthorizationPolicy`: who may connect to pods, and with which requests.
+#![expect(clippy::duplicated_attributes, reason = "each printed column says its own type and path")]
 #![expect(unreachable_pub, reason = "the schemas' derive copies a public type into a function")]
 
 use std::collections::BTreeMap;
