@@ -233,7 +233,7 @@ fn two_pods_with_one_uid_are_told_apart() {
 
 /// The endpoints of every port of service `shop/web` as `port: address state pod node zone`.
 fn endpoints(compiled: &Compiled) -> Vec<String> {
-    let services = services(&compiled);
+    let services = services(compiled);
     let service = services.iter().find(|service| &*service.name.name == "web").expect("service web");
     let mut lines = Vec::new();
     for port in &service.ports {
