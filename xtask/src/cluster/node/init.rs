@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -64,6 +65,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     // Should the one outside be killed, nothing may stay.
     set_pdeathsig(Signal::SIGKILL)?;
+    // Changing the root changes it for the one outside too, who looks at /proc first: its end of the pipe says when it has.
+    io::stdin().read_to_end(&mut Vec::new())?;
     set_up(&plan)?;
     supervise(&plan)
 }
@@ -78,12 +81,17 @@ fn outside(plan: &Plan, plan_file: &Path) -> Result<ExitCode> {
     )
     .context("cannot make the node's namespaces")?;
     let own = std::env::current_exe()?;
-    let mut first = Command::new(own).arg("cluster-node").arg(plan_file).arg("--first").spawn()?;
+    let mut first = Command::new(own)
+        .args(["cluster-node".as_ref(), plan_file.as_os_str(), "--first".as_ref()])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let held = first.stdin.take().context("the first process has no standard input")?;
     let process = Process::of(i32::try_from(first.id())?)
         .with_context(|| format!("the node's first process ended at once ({:?})", first.try_wait()))?;
     let (file, temporary) = (pid_file(&plan.dir), plan.dir.join("init.json.new"));
     fs::write(&temporary, serde_json::to_vec(&process)?)?;
     fs::rename(temporary, file)?;
+    drop(held);
     let status = first.wait()?;
     eprintln!("the node ended: {status}");
     Ok(ExitCode::FAILURE)
