@@ -1,12 +1,14 @@
-//! When things happen: the clock, who owns a task, when the process is ready, and how it stops.
+//! When things happen: the clock, who owns a task, when to look at files again, when the process is ready, and how it
+//! stops.
 //!
 //! Layer 1. The only room that may ask for the time; everywhere else time is an argument. Nothing here knows what a
 //! connection is.
 //!
-//! Reading order: [`clock`], [`tasks`], [`readiness`], [`shutdown`].
+//! Reading order: [`clock`], [`tasks`], [`file_event`], [`readiness`], [`shutdown`].
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod file_event;
 pub mod readiness;
 pub mod shutdown;
 pub mod tasks;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use crate::lifecycle::file_event::may_be_change;
+
 /// A set of watched directories.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -19,12 +21,10 @@ impl Watch {
     /// Watches nothing yet; sends hints to `hint`.
     pub(super) fn new(hint: mpsc::UnboundedSender<()>) -> Self {
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading the files is an event too; answering it would make us read them again, for ever.
-            if event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
-                return;
+            if may_be_change(&event) {
+                // The keeper is gone: nobody needs the hint.
+                let _ = hint.send(());
             }
-            // The keeper is gone: nobody needs the hint.
-            let _ = hint.send(());
         });
         let watcher = watcher.inspect_err(|error| tracing::warn!(%error, "cannot watch for pods; polling"));
         Self { watcher: watcher.ok(), dirs: BTreeSet::new() }
@@ -46,9 +46,4 @@ impl Watch {
         }
         self.dirs = dirs;
     }
-}
-
-fn is_write_end(event: &notify::Event) -> bool {
-    use notify::event::{AccessKind, AccessMode, EventKind};
-    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
 }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::Publisher;
 use super::files::Source;
+use crate::lifecycle::file_event::may_be_change;
 use crate::lifecycle::{Shutdown, tasks};
 
 /// Silence that ends a burst of events. Editors write a file in several steps, `kubectl`-like tools several files; 50 ms
@@ -39,12 +40,10 @@ pub(super) fn start(source: Source, publisher: Publisher, shutdown: Shutdown) {
 /// `None` when the kernel gives no events (out of inotify instances, say): then polls alone find changes.
 fn watcher(dir: &Path, sender: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
     let on_event = move |event: notify::Result<notify::Event>| {
-        // Reading a file is an event too, and would wake us for our own reads.
-        if event.is_ok_and(|event| event.kind.is_access() && !is_write_end(&event)) {
-            return;
+        if may_be_change(&event) {
+            // A full channel holds a wake-up already.
+            let _ = sender.try_send(());
         }
-        // A full channel holds a wake-up already.
-        let _ = sender.try_send(());
     };
     let watching = notify::recommended_watcher(on_event)
         .and_then(|mut watcher| watcher.watch(dir, RecursiveMode::Recursive).map(|()| watcher));
@@ -55,11 +54,6 @@ fn watcher(dir: &Path, sender: mpsc::Sender<()>) -> Option<RecommendedWatcher> {
             None
         }
     }
-}
-
-fn is_write_end(event: &notify::Event) -> bool {
-    use notify::event::{AccessKind, AccessMode, EventKind};
-    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
 async fn run(mut source: Source, mut publisher: Publisher, mut events: mpsc::Receiver<()>) {

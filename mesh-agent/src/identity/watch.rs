@@ -8,9 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::lifecycle::file_event::may_be_change;
 
 /// How often to look even when nothing was heard. Network file systems tell no events at all.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -59,8 +61,7 @@ impl DirWatch {
 
 fn watch(directories: &BTreeSet<&Path>, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // Reading is an event as well; reacting to it would never end.
-        if !event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
+        if may_be_change(&event) {
             changed.notify_one();
         }
     })?;
