@@ -8,7 +8,7 @@
 //! so far), `report` (what is told about it).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use parking_lot::Mutex;
@@ -38,9 +38,9 @@ pub use report::{FailureReport, FeedReport};
 /// slices and status within milliseconds of each other; nobody notices so short a wait.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// Longest such time. Where publishing takes long, because there is much, changes are gathered for as long as the last
-/// publication took, so that at most half of a thread is spent on it.
-const GATHER_MAX: Duration = Duration::from_millis(250);
+/// Longest rest after a publication. Where publishing takes long, because there is much, the next one begins no sooner
+/// than the last one took after its end, so that at most half of a thread is spent on it.
+const REST_MAX: Duration = Duration::from_millis(250);
 
 /// Time between two lines of the log about a start that waits.
 const WAIT_TOLD: Duration = Duration::from_secs(10);
@@ -86,16 +86,26 @@ fn until(shutdown: &Shutdown, name: &'static str, task: impl Future<Output = ()>
 
 async fn publish(mut publisher: Publisher, store: Arc<Mutex<Store>>, news: Arc<Notify>) {
     wait_for_first(&store, &news).await;
-    let mut gather = Duration::ZERO;
+    let mut rested = clock::now();
     loop {
-        tokio::time::sleep(gather).await;
         if store.lock().take_news() {
             let began = clock::now();
             publisher.publish(&mut *store.lock());
-            gather = clock::now().duration_since(began).clamp(GATHER, GATHER_MAX);
+            rested = rested_after(began, clock::now());
         }
         news.notified().await;
+        tokio::time::sleep(gather(clock::now(), rested)).await;
     }
+}
+
+/// When a publication of this length may be followed by the next.
+fn rested_after(began: Instant, ended: Instant) -> Instant {
+    ended + ended.duration_since(began).min(REST_MAX)
+}
+
+/// How long changes are gathered from now on. Who has rested already does not make the next change wait for it.
+fn gather(now: Instant, rested: Instant) -> Duration {
+    rested.saturating_duration_since(now).max(GATHER)
 }
 
 /// Waits until there is a whole state, and says from time to time what is missing.

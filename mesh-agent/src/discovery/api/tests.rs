@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::Client;
 use serde_json::{Value, json};
 
-use super::{Feeds, start};
+use super::{Feeds, GATHER, gather, rested_after, start};
 use crate::discovery::Publisher;
 use crate::discovery::{Problem, Report};
 use crate::lifecycle::{Trigger, clock, shutdown};
@@ -91,6 +91,21 @@ impl Running {
     fn has_metric(&self, line: &str) -> bool {
         self.telemetry.scrape(Format::Prometheus).lines().any(|found| found == line)
     }
+}
+
+#[test]
+fn a_long_publication_puts_off_what_follows_at_once_and_nothing_later() {
+    let began = clock::now();
+    let after = |ms| began + Duration::from_millis(ms);
+    // It took from 0 to the first number; a change comes at the second and is published from the third on.
+    for (ended, comes, due) in
+        [(1, 1, 6), (40, 40, 80), (40, 60, 80), (40, 79, 84), (40, 500, 505), (9000, 9000, 9250)]
+    {
+        let pause = gather(after(comes), rested_after(began, after(ended)));
+        assert_eq!(after(comes) + pause, after(due), "{ended} {comes}");
+    }
+    let first = gather(after(60_000), rested_after(began, after(7600)));
+    assert_eq!(first, GATHER, "the first state is long published");
 }
 
 async fn seconds(seconds: u64) {
