@@ -7,7 +7,6 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as slices};
 use mesh_agent::capture::compile::{Caught, Inputs, Plan};
 use mesh_agent::capture::habit::Habits;
 use mesh_agent::capture::numbers::Numbers;
@@ -63,7 +62,7 @@ impl Cluster {
 
     fn pod(&self, pod: usize, is_ready: bool) -> (Key, Object) {
         let app = format!("backend-{}", pod / 10);
-        let written: core::Pod = read(json!({
+        let written: pod::Raw = read(json!({
             "metadata": {
                 "name": self.name(pod), "namespace": Self::namespace(pod),
                 "uid": format!("8b1f0c3e-5d7a-4c66-{:04x}-{pod:012x}", self.lives[pod]),
@@ -89,7 +88,7 @@ impl Cluster {
     }
 
     fn service(&self, service: usize) -> (Key, Object) {
-        let written: core::Service = read(json!({
+        let written: service::Raw = read(json!({
             "spec": {
                 "clusterIP": format!("172.{}.{}.{}", 16 + service / 65_536, service / 256 % 256, service % 256),
                 "selector": { "app.kubernetes.io/name": "x" },
@@ -111,7 +110,7 @@ impl Cluster {
                 "targetRef": { "kind": "Pod", "name": self.name(pod) },
             })
         });
-        let written: slices::EndpointSlice = read(json!({
+        let written: slice::Raw = read(json!({
             "metadata": { "labels": { "kubernetes.io/service-name": format!("service-{service}") } },
             "addressType": "IPv4", "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
             "endpoints": endpoints.collect::<Vec<_>>(),

@@ -3,20 +3,20 @@
 //! Validation looks at one object at a time ("parse, don't validate": what is kept is the facts that the mesh needs,
 //! already read). What depends on other objects is `compile`'s part.
 //!
-//! Reading order: this file, `read` (one object, whatever its source), `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `route`, `policy`, `config`.
+//! Reading order: this file, `metadata` and `read` (one object, whatever its source), `pod`, `service`, `slice`, `cluster` (namespaces, nodes), `route`, `policy`, `config`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
 use super::problem::{Fault, FieldPath};
 use crate::model::{self, RouteKind};
+use metadata::Metadata;
 
 pub mod cluster;
 pub mod config;
+pub mod metadata;
 pub mod pod;
 pub mod policy;
 pub mod read;
@@ -185,6 +185,11 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Makes a key use the texts that other keys and objects use, for those who keep keys beside these.
+    pub fn share_key(&mut self, key: &mut Key) {
+        self.shared.share_key(key);
+    }
+
     /// Adds or replaces. An object that says what the one before said, with the same rank, changes nothing.
     pub fn insert(&mut self, mut key: Key, rank: u64, mut object: Arc<Object>) {
         let same = |old: &Entry| {
@@ -267,7 +272,7 @@ impl Objects {
 pub const MESH_LABEL: &str = "weft.dev/mesh";
 
 /// Reads [`MESH_LABEL`]: a mistyped value must not read as "outside the mesh".
-fn mesh_label(metadata: &ObjectMeta) -> Result<Option<bool>, Fault> {
+fn mesh_label(metadata: &Metadata) -> Result<Option<bool>, Fault> {
     switch(metadata.labels.as_ref(), "labels", MESH_LABEL)
 }
 
@@ -288,7 +293,7 @@ fn switch(map: Option<&BTreeMap<String, String>>, map_name: &str, name: &str) ->
 pub const FORWARD_CLIENT_CERT: &str = "weft.dev/forward-client-cert";
 
 /// Reads [`FORWARD_CLIENT_CERT`]; an annotation comes before a label.
-fn forward_client_cert(metadata: &ObjectMeta) -> Result<Option<bool>, Fault> {
+fn forward_client_cert(metadata: &Metadata) -> Result<Option<bool>, Fault> {
     let annotation = switch(metadata.annotations.as_ref(), "annotations", FORWARD_CLIENT_CERT)?;
     Ok(annotation.or(switch(metadata.labels.as_ref(), "labels", FORWARD_CLIENT_CERT)?))
 }

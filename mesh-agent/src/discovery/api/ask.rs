@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -67,7 +67,7 @@ fn stalled(message: &str) -> Failure {
 pub(super) struct Lines {
     body: Body,
     /// What has come and was not handed out, and how much of it is known to hold no line's end.
-    waiting: Vec<u8>,
+    waiting: BytesMut,
     searched: usize,
     deadline: Instant,
 }
@@ -81,11 +81,11 @@ impl Lines {
         deadline: Instant,
     ) -> Result<Self, Failure> {
         let answer = get(client, uri, accept).await?;
-        Ok(Self { body: answer.into_body(), waiting: Vec::new(), searched: 0, deadline })
+        Ok(Self { body: answer.into_body(), waiting: BytesMut::new(), searched: 0, deadline })
     }
 
     /// The next line; `None` when the API has ended the watch after a whole line. Half a line is no line.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) async fn next(&mut self) -> Result<Option<BytesMut>, Failure> {
         loop {
             if let Some(line) = self.take_line() {
                 return Ok(Some(line));
@@ -97,7 +97,7 @@ impl Lines {
             let left = self.deadline.saturating_duration_since(clock::now());
             let frame = tokio::time::timeout(left, self.body.frame()).await;
             match frame.map_err(|_elapsed| stalled("the watch did not end when it should have"))? {
-                Some(Ok(frame)) => self.waiting.extend(frame.into_data().unwrap_or_default()),
+                Some(Ok(frame)) => self.waiting.extend_from_slice(&frame.into_data().unwrap_or_default()),
                 Some(Err(error)) => return Err(Failure::within_answer(&error)),
                 None if self.waiting.iter().all(u8::is_ascii_whitespace) => return Ok(None),
                 None => return Err(Failure::new(Reason::Cut, "the watch ended in the middle of a line")),
@@ -105,14 +105,13 @@ impl Lines {
         }
     }
 
-    fn take_line(&mut self) -> Option<Vec<u8>> {
+    fn take_line(&mut self) -> Option<BytesMut> {
         let end = memchr::memchr(b'\n', &self.waiting[self.searched..]).map(|found| self.searched + found);
         let Some(end) = end else {
             self.searched = self.waiting.len();
             return None;
         };
         self.searched = 0;
-        let rest = self.waiting.split_off(end + 1);
-        Some(std::mem::replace(&mut self.waiting, rest))
+        Some(self.waiting.split_to(end + 1))
     }
 }

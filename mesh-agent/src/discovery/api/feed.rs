@@ -16,7 +16,7 @@ use super::catalogue::{Absence, Resource};
 use super::failure::{Failure, Reason, Status};
 use super::pace::Pace;
 use super::store::{Listed, State, Store};
-use super::wire::{self, Event, EventKind, Page};
+use super::wire::{self, Event, EventKind, Header, Page, Tag};
 use crate::discovery::problem::Fault;
 use crate::lifecycle::clock;
 use crate::telemetry::Telemetry;
@@ -127,13 +127,7 @@ impl Feed {
     }
 
     fn listed(&self, object: &RawValue) -> Option<Listed> {
-        let tag = match wire::tag(self.resource.kind, object) {
-            Ok(tag) => tag,
-            Err(fault) => {
-                self.complain(&fault);
-                return None;
-            }
-        };
+        let tag = self.tag(&wire::header(object))?;
         if self.store.lock().holds(&tag) {
             return Some(Listed::Unchanged(tag.key));
         }
@@ -141,9 +135,13 @@ impl Feed {
         Some(Listed::Read(tag, reading))
     }
 
-    /// An object that does not say which one it is cannot be told about under its name.
-    fn complain(&self, fault: &Fault) {
-        tracing::warn!(kind = self.label(), %fault, "an object of the API is passed over");
+    /// Which object it is. One that does not say so cannot be told about under its name.
+    fn tag(&self, header: &Result<Header, Fault>) -> Option<Tag> {
+        let tag = header.as_ref().map_err(Clone::clone).and_then(|header| header.tag(self.resource.kind));
+        let complain = |fault: &Fault| {
+            tracing::warn!(kind = self.label(), %fault, "an object of the API is passed over");
+        };
+        tag.inspect_err(complain).ok()
     }
 
     /// Follows changes until the watch ends.
@@ -183,38 +181,31 @@ impl Feed {
                 _ => unreadable("line of the watch", &error),
             }
         })?;
+        let header = wire::header(event.object);
         match event.kind {
             EventKind::Error => {
                 let status = serde_json::from_str::<Status>(event.object.get()).unwrap_or_default();
                 return Err(Failure::of_status(&status));
             }
             EventKind::Bookmark => {}
-            EventKind::Added | EventKind::Modified => self.put(event.object),
-            EventKind::Deleted => self.remove(event.object),
+            EventKind::Added | EventKind::Modified => {
+                if let Some(tag) = self.tag(&header) {
+                    let reading = wire::read(&tag.key, event.object);
+                    self.store.lock().put(tag, reading);
+                }
+            }
+            EventKind::Deleted => {
+                if let Some(tag) = self.tag(&header) {
+                    self.store.lock().remove(&tag.key);
+                }
+            }
         }
-        let place = wire::resource_version(event.object);
+        let place = header.ok().and_then(|header| header.resource_version().map(str::to_owned));
         if place.is_some() {
             self.place.clone_from(&place);
         }
         self.heard(place);
         Ok(())
-    }
-
-    fn put(&self, object: &RawValue) {
-        match wire::tag(self.resource.kind, object) {
-            Ok(tag) => {
-                let reading = wire::read(&tag.key, object);
-                self.store.lock().put(tag, reading);
-            }
-            Err(fault) => self.complain(&fault),
-        }
-    }
-
-    fn remove(&self, object: &RawValue) {
-        match wire::tag(self.resource.kind, object) {
-            Ok(tag) => self.store.lock().remove(&tag.key),
-            Err(fault) => self.complain(&fault),
-        }
     }
 
     /// The API said something: notes it, and wakes the one who publishes.

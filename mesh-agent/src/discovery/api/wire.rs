@@ -48,8 +48,9 @@ pub(super) enum EventKind {
     Error,
 }
 
+/// What an object says about itself before anything else.
 #[derive(Debug, Deserialize)]
-struct Header {
+pub(super) struct Header {
     metadata: HeaderMetadata,
 }
 
@@ -73,23 +74,27 @@ pub(super) struct Tag {
     pub(super) rank: u64,
 }
 
-/// The version that a line of a watch carries.
-pub(super) fn resource_version(object: &RawValue) -> Option<String> {
-    serde_json::from_str::<Header>(object.get()).ok()?.metadata.resource_version
+/// Reads no more of an object than says which one it is.
+pub(super) fn header(object: &RawValue) -> Result<Header, Fault> {
+    serde_json::from_str(object.get()).map_err(|error| Fault::whole(error.to_string()))
 }
 
-/// Reads no more of an object than says which one it is.
-pub(super) fn tag(kind: Kind, object: &RawValue) -> Result<Tag, Fault> {
-    let header: Header =
-        serde_json::from_str(object.get()).map_err(|error| Fault::whole(error.to_string()))?;
-    let metadata = header.metadata;
-    let mut hasher = DefaultHasher::new();
-    metadata.resource_version.hash(&mut hasher);
-    // An object of unknown age takes nothing from anybody.
-    let rank =
-        metadata.creation_timestamp.map_or(u64::MAX, |at| u64::try_from(at.as_second()).unwrap_or_default());
-    let key = Key::new(kind, metadata.namespace.as_deref(), metadata.name.as_deref())?;
-    Ok(Tag { key, version: hasher.finish(), rank })
+impl Header {
+    /// The version, which is the place of a line in its watch.
+    pub(super) fn resource_version(&self) -> Option<&str> {
+        self.metadata.resource_version.as_deref()
+    }
+
+    pub(super) fn tag(&self, kind: Kind) -> Result<Tag, Fault> {
+        let metadata = &self.metadata;
+        let mut hasher = DefaultHasher::new();
+        metadata.resource_version.hash(&mut hasher);
+        // An object of unknown age takes nothing from anybody.
+        let age = metadata.creation_timestamp;
+        let rank = age.map_or(u64::MAX, |at| u64::try_from(at.as_second()).unwrap_or_default());
+        let key = Key::new(kind, metadata.namespace.as_deref(), metadata.name.as_deref())?;
+        Ok(Tag { key, version: hasher.finish(), rank })
+    }
 }
 
 /// Reads an object.
@@ -115,7 +120,11 @@ struct Envelope {
 impl Written for Served<'_> {
     type Fault = Fault;
 
+    /// Keeping in mind where one is costs more than reading, so that is done for a text that turned out to be at fault.
     fn parse<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        if let Ok(object) = serde_json::from_str(self.0) {
+            return Ok(object);
+        }
         let mut deserializer = serde_json::Deserializer::from_str(self.0);
         serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| misread(error.path(), &error.inner().to_string()))

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
+use super::metadata::Metadata;
 use super::{Fault, FieldPath};
 use crate::model::FailureMode;
 
@@ -34,7 +33,7 @@ pub struct Node {
 ///
 /// # Errors
 /// A label or annotation of ours that cannot be read.
-pub fn accept_namespace(metadata: &ObjectMeta) -> Result<Namespace, Fault> {
+pub fn accept_namespace(metadata: &Metadata) -> Result<Namespace, Fault> {
     let annotations = metadata.annotations.as_ref();
     let failure_mode = match annotations.and_then(|map| map.get(AGENT_DOWN)).map(String::as_str) {
         None | Some("closed") => FailureMode::Closed,
@@ -56,7 +55,7 @@ pub fn accept_namespace(metadata: &ObjectMeta) -> Result<Namespace, Fault> {
 }
 
 /// Takes what the mesh needs.
-pub fn accept_node(metadata: &ObjectMeta) -> Node {
+pub fn accept_node(metadata: &Metadata) -> Node {
     let labels = metadata.labels.as_ref();
     let zone = labels.and_then(|labels| labels.get("topology.kubernetes.io/zone"));
     Node { zone: zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()) }

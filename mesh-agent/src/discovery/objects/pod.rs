@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Deserialize;
 
+use super::metadata::Metadata;
 use super::{Fault, FieldPath, Protocol};
 
 /// Annotation: destination ports that are left alone on the way out.
@@ -73,11 +75,60 @@ pub struct ContainerPort {
     pub protocol: Protocol,
 }
 
+/// A pod as it is written, as far as it is read.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Raw {
+    metadata: Metadata,
+    spec: Option<Spec>,
+    status: Option<Status>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    containers: Option<Vec<Container>>,
+    init_containers: Option<Vec<Container>>,
+    node_name: Option<String>,
+    host_network: Option<bool>,
+    service_account_name: Option<String>,
+    /// The older name of the field.
+    service_account: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Container {
+    ports: Option<Vec<k8s::ContainerPort>>,
+    liveness_probe: Option<k8s::Probe>,
+    readiness_probe: Option<k8s::Probe>,
+    startup_probe: Option<k8s::Probe>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<k8s::PodIP>>,
+    conditions: Option<Vec<Condition>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
 /// Takes what the mesh needs.
 ///
 /// # Errors
 /// An address, port, label or annotation of ours that cannot be read.
-pub fn accept(pod: &k8s::Pod) -> Result<Pod, Fault> {
+pub fn accept(pod: &Raw) -> Result<Pod, Fault> {
     let metadata = &pod.metadata;
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
@@ -111,7 +162,7 @@ pub fn accept(pod: &k8s::Pod) -> Result<Pod, Fault> {
     })
 }
 
-fn addresses(status: Option<&k8s::PodStatus>) -> Result<Vec<IpAddr>, Fault> {
+fn addresses(status: Option<&Status>) -> Result<Vec<IpAddr>, Fault> {
     let Some(status) = status else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for (index, ip) in status.pod_ips.iter().flatten().enumerate() {
@@ -129,9 +180,9 @@ fn addresses(status: Option<&k8s::PodStatus>) -> Result<Vec<IpAddr>, Fault> {
 
 /// A pod whose status says nothing about readiness counts as ready once it has an address: worlds written by hand have
 /// no kubelet to set conditions.
-fn is_ready(status: Option<&k8s::PodStatus>, phase: Option<&str>, has_address: bool) -> bool {
+fn is_ready(status: Option<&Status>, phase: Option<&str>, has_address: bool) -> bool {
     let conditions = status.and_then(|status| status.conditions.as_ref());
-    let condition = conditions.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
+    let condition = conditions.and_then(|list| list.iter().find(|condition| condition.kind == "Ready"));
     match (condition, conditions) {
         (Some(condition), _) => condition.status == "True",
         (None, Some(list)) if !list.is_empty() => false,
@@ -139,9 +190,9 @@ fn is_ready(status: Option<&k8s::PodStatus>, phase: Option<&str>, has_address: b
     }
 }
 
-fn ports(spec: Option<&k8s::PodSpec>) -> Result<Vec<ContainerPort>, Fault> {
+fn ports(spec: Option<&Spec>) -> Result<Vec<ContainerPort>, Fault> {
     let mut found = Vec::new();
-    for (c, container) in spec.iter().flat_map(|spec| &spec.containers).enumerate() {
+    for (c, container) in spec.iter().flat_map(|spec| spec.containers.iter().flatten()).enumerate() {
         for (p, port) in container.ports.iter().flatten().enumerate() {
             let field = || FieldPath::of("spec.containers").index(c).key("ports").index(p);
             found.push(ContainerPort {
@@ -156,9 +207,9 @@ fn ports(spec: Option<&k8s::PodSpec>) -> Result<Vec<ContainerPort>, Fault> {
 
 /// The ports of every liveness, readiness and startup probe, init containers' (which may be sidecars) among them. A name is
 /// one of the container's own ports, as kubelet has it; one that is none leads nowhere. A probe of another host is not ours.
-fn probe_ports(spec: &k8s::PodSpec) -> BTreeSet<u16> {
+fn probe_ports(spec: &Spec) -> BTreeSet<u16> {
     let mut found = BTreeSet::new();
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+    for container in spec.containers.iter().chain(&spec.init_containers).flatten() {
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
         for probe in probes.into_iter().flatten() {
             let http = probe.http_get.as_ref().filter(|http| http.host.as_deref().is_none_or(str::is_empty));
@@ -175,13 +226,13 @@ fn probe_ports(spec: &k8s::PodSpec) -> BTreeSet<u16> {
     found
 }
 
-fn named_port(container: &k8s::Container, name: &str) -> Option<i32> {
+fn named_port(container: &Container, name: &str) -> Option<i32> {
     let mut ports = container.ports.iter().flatten();
     let by_name = ports.find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port);
     by_name.or_else(|| name.parse().ok())
 }
 
-fn manifest_hash(pod: &k8s::Pod) -> Option<Arc<str>> {
+fn manifest_hash(pod: &Raw) -> Option<Arc<str>> {
     let annotations = pod.metadata.annotations.as_ref()?;
     let by_node = pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node");
     let is_mirror = by_node && annotations.contains_key(MIRROR);
@@ -191,7 +242,7 @@ fn manifest_hash(pod: &k8s::Pod) -> Option<Arc<str>> {
         .map(|hash| hash.as_str().into())
 }
 
-fn port_list(pod: &k8s::Pod, annotation: &str) -> Result<BTreeSet<u16>, Fault> {
+fn port_list(pod: &Raw, annotation: &str) -> Result<BTreeSet<u16>, Fault> {
     let Some(text) = pod.metadata.annotations.as_ref().and_then(|map| map.get(annotation)) else {
         return Ok(BTreeSet::new());
     };
@@ -208,7 +259,7 @@ fn port_list(pod: &k8s::Pod, annotation: &str) -> Result<BTreeSet<u16>, Fault> {
 }
 
 /// For a ReplicaSet the Deployment behind it, whose name is the ReplicaSet's without the template hash.
-fn owner(pod: &k8s::Pod) -> Option<Arc<str>> {
+fn owner(pod: &Raw) -> Option<Arc<str>> {
     let labels = pod.metadata.labels.as_ref();
     let label = |name: &str| labels.and_then(|labels| labels.get(name)).filter(|value| !value.is_empty());
     let references = pod.metadata.owner_references.iter().flatten();

@@ -4,11 +4,10 @@
 
 use std::fmt;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as slices};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::metadata::Metadata;
 use super::{Key, Kind, Object, cluster, config, pod, policy, route, service, slice};
 use crate::discovery::problem::{Fault, FieldPath, Segment};
 use crate::discovery::resources::{AuthorizationPolicy, MeshConfig};
@@ -131,7 +130,7 @@ fn recognise_route(version: &str, kind: &str) -> Recognised {
 #[derive(Deserialize)]
 struct MetadataOnly {
     #[serde(default)]
-    metadata: ObjectMeta,
+    metadata: Metadata,
 }
 
 /// Reads the object that `key` names.
@@ -154,15 +153,15 @@ pub fn read<W: Written>(written: &W, key: &Key) -> Reading<W::Fault> {
         }
         Kind::ServiceAccount => written.parse::<MetadataOnly>().map(|_| Object::ServiceAccount),
         Kind::Pod => written
-            .parse::<core::Pod>()
+            .parse::<pod::Raw>()
             .and_then(|object| placed(written, pod::accept(&object)))
             .map(|pod| Object::Pod(Box::new(pod))),
         Kind::Service => written
-            .parse::<core::Service>()
+            .parse::<service::Raw>()
             .and_then(|object| placed(written, service::accept(&object)))
             .map(Object::Service),
         Kind::EndpointSlice => written
-            .parse::<slices::EndpointSlice>()
+            .parse::<slice::Raw>()
             .and_then(|object| placed(written, slice::accept(&object)))
             .map(Object::EndpointSlice),
     };

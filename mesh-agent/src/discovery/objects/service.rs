@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Deserialize;
 
 use super::{Fault, FieldPath, Protocol};
 use crate::model::TrafficDistribution;
@@ -69,11 +70,18 @@ pub enum Target {
     Name(Arc<str>),
 }
 
+/// A service as it is written, as far as it is read.
+#[derive(Debug, Deserialize)]
+pub struct Raw {
+    #[serde(default)]
+    spec: Option<k8s::ServiceSpec>,
+}
+
 /// Takes what the mesh needs.
 ///
 /// # Errors
 /// An address, port, protocol or `trafficDistribution` that cannot be read.
-pub fn accept(service: &k8s::Service) -> Result<Service, Fault> {
+pub fn accept(service: &Raw) -> Result<Service, Fault> {
     let spec = service.spec.clone().unwrap_or_default();
     let vips = vips(&spec)?;
     Ok(Service {

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1 as k8s;
+use serde::Deserialize;
 
+use super::metadata::Metadata;
 use super::{Fault, FieldPath, Protocol};
 use crate::model::EndpointState;
 
@@ -48,11 +50,21 @@ pub struct SliceEndpoint {
     pub state: EndpointState,
 }
 
+/// A slice as it is written, as far as it is read.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Raw {
+    metadata: Metadata,
+    address_type: String,
+    ports: Option<Vec<k8s::EndpointPort>>,
+    endpoints: Option<Vec<k8s::Endpoint>>,
+}
+
 /// Takes what the mesh needs. Hints are not read yet.
 ///
 /// # Errors
 /// An address, port or protocol that cannot be read.
-pub fn accept(slice: &k8s::EndpointSlice) -> Result<Slice, Fault> {
+pub fn accept(slice: &Raw) -> Result<Slice, Fault> {
     let labels = slice.metadata.labels.as_ref();
     let endpoints =
         if slice.address_type == "FQDN" { &[] } else { slice.endpoints.as_deref().unwrap_or(&[]) };
@@ -67,7 +79,7 @@ pub fn accept(slice: &k8s::EndpointSlice) -> Result<Slice, Fault> {
     })
 }
 
-fn ports(slice: &k8s::EndpointSlice) -> Result<Vec<Port>, Fault> {
+fn ports(slice: &Raw) -> Result<Vec<Port>, Fault> {
     let mut found = Vec::new();
     for (index, port) in slice.ports.iter().flatten().enumerate() {
         let field = || FieldPath::of("ports").index(index);
