@@ -12,7 +12,7 @@
 //! routes), `duration`.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +39,8 @@ pub mod resources;
 pub mod status;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use access::Access;
@@ -238,6 +240,9 @@ trait Source {
     /// The objects that changed since the last call; see [`Objects::take_changed`].
     fn take_changed(&mut self) -> BTreeSet<Key>;
 
+    /// Whether [`Source::problems`] says something else about single objects than at the last call.
+    fn take_problems_changed(&mut self) -> bool;
+
     /// Everything to mend: what single objects got wrong, and what `compile` found between them.
     fn problems(&self, findings: &[Finding]) -> Vec<Problem>;
 
@@ -269,7 +274,8 @@ impl Publisher {
     fn publish(&mut self, source: &mut impl Source) {
         let changed = source.take_changed();
         let step = self.compiler.follow(source.objects(), &changed);
-        let problems = source.problems(&self.compiler.findings());
+        let has_other_problems = source.take_problems_changed() | step.findings_changed;
+        let problems = has_other_problems.then(|| source.problems(&self.compiler.findings()));
         if let Some(policies) = step.policies {
             self.policies.publish(policies);
         }
@@ -282,14 +288,17 @@ impl Publisher {
             Some(changed) => self.registry.publish_change(step.snapshot, changed),
         };
         let mut report = self.report.lock();
-        for problem in problems.iter().filter(|problem| !report.problems.contains(problem)) {
-            tracing::warn!(%problem, "a problem in the configuration; what is not at fault goes on");
+        if let Some(problems) = problems {
+            let known: HashSet<&Problem> = report.problems.iter().collect();
+            for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+                tracing::warn!(%problem, "a problem in the configuration; what is not at fault goes on");
+            }
+            report.problems = problems;
         }
         if let Some(mut statuses) = statuses {
             status::date(&mut statuses, &report.routes, clock::wall());
             report.routes = statuses.into();
         }
-        report.problems = problems;
         report.ignored = source.ignored();
         report.objects = source.objects().len();
         tracing::debug!(

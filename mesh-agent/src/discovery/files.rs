@@ -296,6 +296,11 @@ impl super::Source for Source {
         &self.objects
     }
 
+    /// Every publication follows a file that was read anew, and lines may have moved in it.
+    fn take_problems_changed(&mut self) -> bool {
+        true
+    }
+
     fn ignored(&self) -> BTreeMap<String, usize> {
         let mut sum = BTreeMap::new();
         for (kind, count) in self.files.values().flat_map(|file| &file.ignored) {

@@ -24,6 +24,8 @@ pub(super) struct Store {
     faults: BTreeMap<Key, Fault>,
     /// Something changed since the last publication.
     news: bool,
+    /// What is to be mended changed since the last publication.
+    has_other_problems: bool,
 }
 
 /// What is known of one kind.
@@ -147,7 +149,8 @@ impl Store {
 
     /// An object was added or changed.
     pub(super) fn put(&mut self, tag: Tag, reading: Reading<Fault>) {
-        let Tag { key, version, rank } = tag;
+        let Tag { mut key, version, rank } = tag;
+        self.objects.share_key(&mut key);
         let before = self.feeds.get(&key.kind).and_then(|feed| feed.held.get(&key));
         let before = before.map_or(Standing::Nothing, |held| held.standing);
         let (standing, fault) = match reading {
@@ -175,6 +178,7 @@ impl Store {
             None => self.faults.remove(&key),
         };
         // Most changes of pods are about what the mesh does not keep.
+        self.has_other_problems |= before != fault;
         self.news |= self.objects.has_changed() || before != fault;
         self.feed(key.kind).held.insert(key, Held { version, standing });
     }
@@ -183,13 +187,18 @@ impl Store {
     pub(super) fn remove(&mut self, key: &Key) {
         if self.feed(key.kind).held.remove(key).is_some() {
             self.objects.remove(key);
-            self.faults.remove(key);
+            self.has_other_problems |= self.faults.remove(key).is_some();
             self.news = true;
         }
     }
 
     /// A list is complete: what it does not hold is gone.
     pub(super) fn replace(&mut self, kind: Kind, list: Vec<Listed>) {
+        self.take_list(kind, list);
+        self.settle(kind, None);
+    }
+
+    fn take_list(&mut self, kind: Kind, list: Vec<Listed>) {
         let listed: BTreeSet<&Key> = list.iter().map(Listed::key).collect();
         let held = &self.feed(kind).held;
         let gone: Vec<Key> = held.keys().filter(|key| !listed.contains(key)).cloned().collect();
@@ -199,12 +208,11 @@ impl Store {
                 self.put(tag, reading);
             }
         }
-        self.settle(kind, None);
     }
 
     /// The API does not serve the kind, so there is nothing of it. True when that is news.
     pub(super) fn absent(&mut self, kind: Kind, advice: Option<String>) -> bool {
-        self.replace(kind, Vec::new());
+        self.take_list(kind, Vec::new());
         self.settle(kind, advice);
         let feed = self.feed(kind);
         feed.failing = None;
@@ -213,10 +221,11 @@ impl Store {
 
     fn settle(&mut self, kind: Kind, absence: Option<String>) {
         let feed = self.feed(kind);
-        let news = !feed.settled || feed.absence != absence;
-        feed.settled = true;
+        let is_first = !std::mem::replace(&mut feed.settled, true);
+        let is_other = feed.absence != absence;
         feed.absence = absence;
-        self.news |= news;
+        self.has_other_problems |= is_other;
+        self.news |= is_first || is_other;
     }
 
     /// Asking went wrong. What was known stays in force. True when it was not known to be failing like this.
@@ -262,6 +271,10 @@ impl Source for Store {
         self.objects.take_changed()
     }
 
+    fn take_problems_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_other_problems)
+    }
+
     /// Kinds that are missing among them; in order of what to mend.
     fn problems(&self, findings: &[Finding]) -> Vec<Problem> {
         let absent = self.feeds.iter().filter_map(|(kind, feed)| {
@@ -283,4 +296,49 @@ fn whole(message: String) -> Problem {
 fn problem(key: &Key, fault: &Fault) -> Problem {
     let field = (!fault.field.is_root()).then(|| fault.field.to_string());
     Problem { object: Some(key.to_string()), field, ..whole(fault.message.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names are most of what a store has of its own.
+    #[test]
+    fn names_are_kept_once_for_what_the_api_has_and_what_is_in_force() {
+        let mut store = Store::default();
+        for version in 0..3 {
+            let key = Key::new(Kind::ServiceAccount, Some("shop"), Some("payer")).unwrap();
+            let good = Reading::Good { object: Object::ServiceAccount, fault: None };
+            store.put(Tag { key, version, rank: 0 }, good);
+        }
+        let held = store.feeds[&Kind::ServiceAccount].held.keys().next().unwrap();
+        let in_force = store.objects.keys().next().unwrap();
+        assert!(Arc::ptr_eq(&held.name, &in_force.name) && Arc::ptr_eq(&held.namespace, &in_force.namespace));
+    }
+
+    #[test]
+    fn only_what_is_to_be_mended_makes_problems_other_ones() {
+        let mut store = Store::default();
+        let tag = |name, version| {
+            let key = Key::new(Kind::ServiceAccount, Some("shop"), Some(name)).unwrap();
+            Tag { key, version, rank: 0 }
+        };
+        let good = || Reading::Good { object: Object::ServiceAccount, fault: None };
+        let bad = || Reading::Bad { fault: Fault::whole("no"), stand_in: None };
+        store.put(tag("a", 1), good());
+        assert!(!store.take_problems_changed() && store.take_news() && store.take_changed().len() == 1);
+        store.put(tag("a", 2), bad());
+        assert!(store.take_problems_changed() && store.take_news());
+        store.put(tag("a", 3), bad());
+        assert!(!store.take_problems_changed() && !store.take_news(), "it says the same");
+        store.put(tag("b", 4), good());
+        store.remove(&tag("b", 5).key);
+        assert!(!store.take_problems_changed());
+        store.remove(&tag("a", 6).key);
+        assert!(store.take_problems_changed());
+        store.absent(Kind::MeshConfig, Some("install it".to_owned()));
+        assert!(store.take_problems_changed() && store.take_news());
+        store.absent(Kind::MeshConfig, Some("install it".to_owned()));
+        assert!(!store.take_problems_changed() && !store.take_news(), "it is looked for again and again");
+    }
 }
