@@ -228,6 +228,9 @@ impl Plan {
 
 /// Pods that were caught or released, or caught in another way.
 fn recaught(before: &[Caught], now: &[Caught]) -> Vec<WorkloadUid> {
+    if before == now {
+        return Vec::new();
+    }
     let by_uid = |caught: &[Caught]| -> BTreeMap<WorkloadUid, Caught> {
         caught.iter().map(|one| (one.uid.clone(), one.clone())).collect()
     };

@@ -31,12 +31,7 @@ pub struct Flows {
     telemetry: Telemetry,
     /// Cookies of pairs that policy closed, with the policy and when; their closing event follows.
     revoked: HashMap<u64, (Arc<str>, Instant)>,
-    /// Resolved metric handles; emptied when the registry changes.
-    metrics: HashMap<MetricKey, Arc<ConnectionMetrics>>,
-    metrics_version: u64,
 }
-
-type MetricKey = (u32, u32, [u8; 16], u16, Path, Reporter);
 
 struct Ends {
     source: Option<Arc<Workload>>,
@@ -47,15 +42,7 @@ struct Ends {
 impl Flows {
     /// Puts together.
     pub fn new(maps: Arc<Maps>, registry: Registry, policies: Policies, telemetry: Telemetry) -> Self {
-        Self {
-            maps,
-            registry,
-            policies,
-            telemetry,
-            revoked: HashMap::new(),
-            metrics: HashMap::new(),
-            metrics_version: 0,
-        }
+        Self { maps, registry, policies, telemetry, revoked: HashMap::new() }
     }
 
     /// Takes in one event. True when a port's habit changed, so that verdicts must be compiled anew.
@@ -85,7 +72,7 @@ impl Flows {
         }
     }
 
-    fn opened(&mut self, event: &Event) {
+    fn opened(&self, event: &Event) {
         let ends = self.ends(event);
         for reporter in [Reporter::Source, Reporter::Destination] {
             self.metrics(event, &ends, reporter).opened();
@@ -139,7 +126,7 @@ impl Flows {
         habits.note(PortKey { owner: owner(&destination), port: event.tuple.server_port }, seen, clock::now())
     }
 
-    fn denied(&mut self, event: &Event, numbers: &Numbers) {
+    fn denied(&self, event: &Event, numbers: &Numbers) {
         let snapshot = self.registry.snapshot();
         let by_number = |number: u32| {
             let uid = numbers.name(number)?;
@@ -192,26 +179,14 @@ impl Flows {
         }
     }
 
-    fn metrics(&mut self, event: &Event, ends: &Ends, reporter: Reporter) -> Arc<ConnectionMetrics> {
-        let version = self.registry.snapshot().version;
-        if version != self.metrics_version {
-            self.metrics.clear();
-            self.metrics_version = version;
-        }
-        let path = path(event.action);
-        let key =
-            (event.source, event.destination, event.dialled.bytes_be, event.dialled_port, path, reporter);
-        let telemetry = &self.telemetry;
-        let resolve = || {
-            telemetry.connection_metrics(&ConnectionLabels::new(
-                reporter,
-                path,
-                ends.source.as_deref(),
-                ends.destination.as_deref(),
-                ends.service.as_ref(),
-            ))
-        };
-        self.metrics.entry(key).or_insert_with(resolve).clone()
+    fn metrics(&self, event: &Event, ends: &Ends, reporter: Reporter) -> Arc<ConnectionMetrics> {
+        self.telemetry.connection_metrics(&ConnectionLabels::new(
+            reporter,
+            path(event.action),
+            ends.source.as_deref(),
+            ends.destination.as_deref(),
+            ends.service.as_ref(),
+        ))
     }
 
     fn record(

@@ -6,6 +6,9 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+/// Room for what is behind that is kept when nothing is. A change of a large service is a few hundred entries.
+const BEHIND_KEPT: usize = 1024;
+
 /// One table.
 #[derive(Clone, Debug)]
 pub struct Tracked<K, V> {
@@ -87,6 +90,10 @@ impl<K: Hash + Eq + Copy, V: PartialEq + Copy> Tracked<K, V> {
     /// The kernel has the wanted value, or none where none is wanted.
     pub fn written(&mut self, key: &K) {
         self.behind.remove(key);
+        // At the start all of a table is behind, and a hash map that has been large is large to look through for ever.
+        if self.behind.is_empty() && self.behind.capacity() > BEHIND_KEPT {
+            self.behind = HashMap::new();
+        }
     }
 }
 
@@ -112,6 +119,20 @@ mod tests {
         assert_eq!((table.to_put(), table.to_remove()), (vec![], vec![]), "the kernel still has it");
         table.set_all([(3, 'd')].into());
         assert_eq!((table.to_put(), table.to_remove()), (vec![(3, 'd')], vec![1]));
+    }
+
+    #[test]
+    fn what_was_behind_at_the_start_is_not_looked_through_for_ever() {
+        let mut table = Tracked::default();
+        for round in 1..=2 {
+            (0..100_000).for_each(|key| table.set(key, round));
+            for (key, _) in table.to_put() {
+                table.written(&key);
+            }
+            assert!(table.behind.capacity() <= BEHIND_KEPT, "round {round}: {}", table.behind.capacity());
+        }
+        (0..100).for_each(|key| table.set(key, 0));
+        assert_eq!(table.to_put().len(), 100);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) struct Judged(BTreeMap<WorkloadUid, Pod>);
 struct Pod {
     number: u32,
     ports: BTreeSet<u16>,
+    /// One that no policy for the pod speaks about: the verdict for it is that for all ports without one of their own.
+    any: u16,
 }
 
 impl Judged {
@@ -38,44 +40,47 @@ impl Judged {
         scope: &Scope,
     ) {
         let is_in = |uid: &WorkloadUid| scope.all_verdicts || scope.judged.contains(uid);
-        for (source, from) in &self.0 {
-            for (destination, to) in &self.0 {
-                if source != destination && (is_in(source) || is_in(destination)) {
-                    for port in to.ports.iter().chain(&[0]) {
-                        verdicts.unset(&key(from.number, to.number, *port));
-                    }
-                }
+        for ((_, from), (_, to)) in pairs(self.0.iter(), |(uid, _)| is_in(uid)) {
+            for port in to.ports.iter().chain(&[0]) {
+                verdicts.unset(&key(from.number, to.number, *port));
             }
         }
         self.0.retain(|uid, _| local.contains_key(uid));
         for (uid, (_, pod)) in local.iter().filter(|(uid, _)| is_in(uid)) {
             let mut ports = inputs.policies.mentions_ports(pod);
+            let any = unmentioned_port(&ports);
             ports.extend(direct.iter().filter(|key| is_of(key, pod)).map(|key| key.port));
-            self.0.insert((*uid).clone(), Pod { number: numbers.pod(uid), ports });
+            self.0.insert((*uid).clone(), Pod { number: numbers.pod(uid), ports, any });
         }
-        for (destination, (_, to)) in local {
-            let any = unmentioned_port(&inputs.policies.mentions_ports(to));
-            for (source, (_, from)) in local.iter().filter(|(source, _)| source != &destination) {
-                if !is_in(source) && !is_in(destination) {
-                    continue;
+        for ((source, (_, from)), (destination, (_, to))) in pairs(local.iter(), |(uid, _)| is_in(uid)) {
+            let (source, destination) = (&self.0[*source], &self.0[*destination]);
+            let key = |port| key(source.number, destination.number, port);
+            verdicts.set(key(0), verdict(inputs.policies, from, to, destination.any).entry(numbers));
+            for port in &destination.ports {
+                let mut judged = verdict(inputs.policies, from, to, *port);
+                let habit = PortKey { owner: owner(to), port: *port };
+                if matches!(judged, Answer::Splice) && direct.contains(&habit) {
+                    judged = Answer::Direct;
                 }
-                let (source, destination) = (&self.0[*source], &self.0[*destination]);
-                let key = |port| key(source.number, destination.number, port);
-                verdicts.set(key(0), verdict(inputs.policies, from, to, any).entry(numbers));
-                for port in &destination.ports {
-                    let mut judged = verdict(inputs.policies, from, to, *port);
-                    let habit = PortKey { owner: owner(to), port: *port };
-                    if matches!(judged, Answer::Splice) && direct.contains(&habit) {
-                        judged = Answer::Direct;
-                    }
-                    verdicts.set(key(*port), judged.entry(numbers));
-                }
+                verdicts.set(key(*port), judged.entry(numbers));
             }
         }
         if scope.all_verdicts {
             numbers.keep_policies(&verdicts.iter().map(|(_, verdict)| verdict.policy).collect());
         }
     }
+}
+
+/// Every ordered pair of two pods of which one is wanted. Most changes are about pods of other nodes, and then there is none.
+fn pairs<T: Copy>(pods: impl Iterator<Item = T>, is_wanted: impl Fn(&T) -> bool) -> Vec<(T, T)> {
+    let (wanted, others): (Vec<T>, Vec<T>) = pods.partition(is_wanted);
+    let mut pairs = Vec::new();
+    for (place, one) in wanted.iter().enumerate() {
+        let before_and_after = wanted[..place].iter().chain(&wanted[place + 1..]);
+        pairs.extend(before_and_after.chain(&others).map(|other| (*one, *other)));
+        pairs.extend(others.iter().map(|other| (*other, *one)));
+    }
+    pairs
 }
 
 fn key(source: u32, destination: u32, port: u16) -> VerdictKey {
@@ -151,5 +156,25 @@ pub fn decider(refusal: &Refusal) -> String {
     match refusal.policy() {
         Some(policy) => policy.to_string(),
         None => refusal.label().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_pairs_are_looked_at_as_a_change_touches() {
+        let count = |wanted: &[u32]| {
+            let pairs = pairs(0..100, |pod| wanted.contains(pod));
+            let distinct: HashSet<_> = pairs.iter().collect();
+            assert_eq!(distinct.len(), pairs.len());
+            let touches =
+                |(one, other): &(u32, u32)| one != other && (wanted.contains(one) || wanted.contains(other));
+            assert!(pairs.iter().all(touches));
+            pairs.len()
+        };
+        assert_eq!((count(&[]), count(&[7]), count(&[0, 99])), (0, 2 * 99, 4 * 98 + 2));
+        assert_eq!(count(&(0..100).collect::<Vec<_>>()), 100 * 99);
     }
 }
