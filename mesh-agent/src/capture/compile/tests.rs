@@ -9,15 +9,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::capture::habit::Seen;
 use crate::lifecycle::clock;
-use crate::model::{
-    Action, AuthorizationPolicy, DefaultInbound, Endpoint, EndpointState, FailureMode, MeshConfig,
-    PolicyName, Route, RouteKind, RouteName, Rule, Service, ServicePort, Source, SpiffeId,
-    TrafficDistribution, WorkloadName,
-};
+use crate::model::{MeshConfig, Service};
 use crate::registry::{self, Changed};
-use crate::route::Attachment;
+use meshes::{any_pod, any_service, policy, routes};
+use told::{told, told_plain, verdicts_told};
 
+mod meshes;
 mod naive;
+mod told;
 
 const NODE: &str = "n1";
 
@@ -27,97 +26,6 @@ fn uid(n: u8) -> WorkloadUid {
 
 fn service_name(n: u8) -> ServiceName {
     ServiceName { namespace: "shop".into(), name: format!("s{n}").into() }
-}
-
-fn any_pod(n: u8) -> impl Strategy<Value = Workload> {
-    let own = (proptest::collection::btree_set(0..2u8, 0..3), 0..3u8, 0..5u8, 0..2u8);
-    let says = (
-        proptest::option::of(any::<bool>()),
-        any::<bool>(),
-        0..6u8,
-        proptest::collection::btree_set(20..23u16, 0..2),
-    );
-    (own, says).prop_map(move |((ips, node, enrolled, zone), (splice, plain, forward, skip))| Workload {
-        uid: uid(n),
-        name: WorkloadName { namespace: "shop".into(), name: format!("p{n}").into() },
-        owner: format!("o{}", n % 2).into(),
-        node: if node == 0 { "n2".into() } else { NODE.into() },
-        zone: Some(format!("z{zone}").into()).filter(|_| n == 0),
-        addresses: ips
-            .into_iter()
-            .map(|v| if v == 0 { IpAddr::from([10, 0, 0, n]) } else { format!("fd00::{n}").parse().unwrap() })
-            .collect(),
-        service_account: format!("a{n}").into(),
-        identity: SpiffeId::of_service_account(&"td".parse().unwrap(), "shop", &format!("a{n}")),
-        labels: Default::default(),
-        ports: Vec::new(),
-        enrolled: enrolled != 0,
-        splice,
-        forward_client_cert: forward == 0,
-        skip_outbound_ports: skip.clone(),
-        skip_inbound_ports: skip,
-        probe_ports: Default::default(),
-        manifest_hash: None,
-        failure_mode: if plain { FailureMode::Plain } else { FailureMode::Closed },
-        host_network: false,
-        ready: true,
-        terminating: false,
-    })
-}
-
-fn any_service(n: u8) -> impl Strategy<Value = Service> {
-    let state = proptest::sample::select(vec![
-        EndpointState::Ready,
-        EndpointState::Ready,
-        EndpointState::Draining,
-        EndpointState::NotReady,
-    ]);
-    let endpoint =
-        (0..6u8, any::<bool>(), 0..3u8, state, any::<bool>()).prop_map(|(pod, v6, node, state, known)| {
-            Endpoint {
-                address: if v6 {
-                    format!("[fd00::{pod}]:8080").parse().unwrap()
-                } else {
-                    format!("10.0.0.{pod}:8080").parse().unwrap()
-                },
-                workload: known.then(|| uid(pod)),
-                node: Some(format!("n{node}").into()),
-                zone: Some(format!("z{node}").into()),
-                state,
-            }
-        });
-    let port = (80..83u16, 0..5u8, proptest::collection::vec(endpoint, 0..5)).prop_map(
-        |(port, udp, mut endpoints)| {
-            endpoints.sort_by_key(|one| one.address);
-            endpoints.dedup_by_key(|one| one.address);
-            ServicePort { name: None, port, udp: udp == 0, app_protocol: None, endpoints }
-        },
-    );
-    let distribution = proptest::sample::select(vec![
-        TrafficDistribution::Any,
-        TrafficDistribution::PreferSameNode,
-        TrafficDistribution::PreferSameZone,
-    ]);
-    (0..3u8, proptest::collection::vec(port, 0..3), distribution).prop_map(
-        move |(vips, mut ports, distribution)| {
-            ports.sort_by_key(|port| port.port);
-            ports.dedup_by_key(|port| port.port);
-            Service {
-                name: service_name(n),
-                vips: (0..vips)
-                    .map(|v| {
-                        if v == 0 {
-                            IpAddr::from([10, 96, 0, n])
-                        } else {
-                            format!("fd96::{n}").parse().unwrap()
-                        }
-                    })
-                    .collect(),
-                ports,
-                traffic_distribution: distribution,
-            }
-        },
-    )
 }
 
 /// What can happen.
@@ -201,34 +109,6 @@ fn write<K: std::hash::Hash + Eq + Copy, V: PartialEq + Copy>(
         assert!(kernel.remove(&key).is_some(), "only what is there is removed");
         table.written(&key);
     }
-}
-
-fn policy(deny: bool, port: Option<u16>, account: u8) -> Arc<PolicySet> {
-    let account_name = format!("a{account}");
-    let policy = AuthorizationPolicy {
-        name: PolicyName { namespace: "shop".into(), name: format!("p{account}").into() },
-        cluster_wide: false,
-        selectors: Vec::new(),
-        action: if deny { Action::Deny } else { Action::Allow },
-        rules: vec![Rule {
-            sources: Some(vec![Source::ServiceAccount { namespace: "shop".into(), name: account_name }]),
-            ports: port.map(|port| vec![port]),
-            http: None,
-        }],
-        unusable: None,
-    };
-    Arc::new(PolicySet::new(vec![Arc::new(policy)], DefaultInbound::Authenticated, "td".parse().unwrap()))
-}
-
-fn routes(service: u8, port: u16) -> Arc<RouteTable> {
-    let name = RouteName { kind: RouteKind::Tcp, namespace: "shop".into(), name: "r".into() };
-    let route = Arc::new(Route { name, rank: 0, hostnames: Vec::new(), rules: Vec::new() });
-    Arc::new(RouteTable::new(vec![Attachment {
-        service: service_name(service),
-        port,
-        consumer: None,
-        routes: vec![route],
-    }]))
 }
 
 impl World {
@@ -394,94 +274,6 @@ impl World {
             assert_eq!(*meant, name, "a number changed its meaning");
         }
     }
-}
-
-/// What tables say, with names for numbers, in order.
-fn lines(tables: [Vec<String>; 6]) -> Vec<String> {
-    let mut lines: Vec<_> = tables.into_iter().flatten().collect();
-    lines.sort();
-    lines
-}
-
-fn told(plan: &Plan) -> Vec<String> {
-    let tables = &plan.tables;
-    let name = |number: u32| plan.numbers.name(number).unwrap_or("nobody").to_owned();
-    let workloads = tables.workloads.iter().map(|(key, entry)| (*key, *entry));
-    let held = tables.held.iter().map(|(key, what)| format!("held {key} {what}"));
-    let skip = tables
-        .skip_ports
-        .iter()
-        .map(|(key, _)| format!("skip {} {} {}", name(key.workload), key.port, key.direction));
-    let addresses = tables.addresses.iter().map(|(ip, local)| address_line(*ip, *local, &name(local.id)));
-    let frontends = tables.frontends.iter().map(|(key, front)| {
-        let backends =
-            (0..front.count).map(|index| tables.backends.get(&BackendKey { service: front.service, index }));
-        let backends: Vec<_> = backends.map(|one| one.map(|one| (one.address, one.port))).collect();
-        let counted = (0..front.count).all(|index| {
-            tables
-                .open
-                .get(&tables.backends.get(&BackendKey { service: front.service, index }).unwrap().endpoint)
-                .is_some()
-        });
-        assert!(counted, "every endpoint can be counted");
-        format!("{key:?} {} {} {backends:?}", front.count, front.flags)
-    });
-    lines([
-        workloads
-            .map(|(key, entry)| format!("{key} {} {:?}", name(entry.id), Entry { id: 0, ..entry }))
-            .collect(),
-        held.chain(skip).collect(),
-        addresses.collect(),
-        verdicts_told(plan),
-        frontends.collect(),
-        vec![format!("{} backends, {} open", tables.backends.len(), tables.open.len())],
-    ])
-}
-
-fn verdicts_told(plan: &Plan) -> Vec<String> {
-    let name = |number: u32| plan.numbers.name(number).unwrap_or("nobody").to_owned();
-    let line = |(key, verdict): (&VerdictKey, &Verdict)| {
-        let policy = if verdict.policy == 0 { String::new() } else { name(verdict.policy) };
-        format!("{}->{} {} {} {policy}", name(key.source), name(key.destination), key.port, verdict.action)
-    };
-    let mut lines: Vec<_> = plan.tables.verdicts.iter().map(line).collect();
-    lines.sort();
-    lines
-}
-
-fn address_line(ip: Address, local: Local, name: &str) -> String {
-    format!("{ip:?} {name} {:?}", Local { id: 0, ..local })
-}
-
-fn told_plain(tables: &naive::Tables, numbers: &naive::Numbers) -> Vec<String> {
-    let name = |number: u32| numbers.name(number).to_owned();
-    let workloads = tables.workloads.iter().map(|(key, entry)| (*key, *entry));
-    let held = tables.held.iter().map(|(key, what)| format!("held {key} {what}"));
-    let skip = tables
-        .skip_ports
-        .keys()
-        .map(|key| format!("skip {} {} {}", name(key.workload), key.port, key.direction));
-    let addresses = tables.addresses.iter().map(|(ip, local)| address_line(*ip, *local, &name(local.id)));
-    let verdicts = tables.verdicts.iter().map(|(key, verdict)| {
-        let policy = if verdict.policy == 0 { String::new() } else { name(verdict.policy) };
-        format!("{}->{} {} {} {policy}", name(key.source), name(key.destination), key.port, verdict.action)
-    });
-    let frontends = tables.frontends.iter().map(|(key, front)| {
-        let backends =
-            (0..front.count).map(|index| tables.backends.get(&BackendKey { service: front.service, index }));
-        let backends: Vec<_> = backends.map(|one| one.map(|one| (one.address, one.port))).collect();
-        format!("{key:?} {} {} {backends:?}", front.count, front.flags)
-    });
-    lines([
-        workloads
-            .map(|(key, entry)| format!("{key} {} {:?}", name(entry.id), Entry { id: 0, ..entry }))
-            .collect(),
-        held.chain(skip).collect(),
-        addresses.collect(),
-        verdicts.collect(),
-        frontends.collect(),
-        vec![format!("{} backends, {} open", tables.backends.len(), tables.open.len())],
-    ])
 }
 
 proptest! {

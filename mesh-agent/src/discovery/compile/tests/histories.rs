@@ -1,6 +1,7 @@
 //! Whatever happens to the objects, in whatever order: the state that followed is the one compiled from nothing.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -9,7 +10,9 @@ use super::super::super::objects::service::{Port, Target};
 use super::super::super::objects::slice::{self, Slice, SliceEndpoint};
 use super::super::super::objects::{Protocol, cluster, pod, route, service};
 use super::*;
-use crate::model::{EndpointState, MeshConfig, OriginalDst, RouteKind, WorkloadUid};
+use crate::model::{
+    Action, EndpointState, MeshConfig, OriginalDst, PolicyName, RouteKind, TrafficDistribution, WorkloadUid,
+};
 use crate::registry::{Registry, Writer};
 use crate::route::RouteTable;
 
