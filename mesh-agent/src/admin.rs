@@ -16,7 +16,7 @@ pub mod windows;
 use std::io;
 use std::net::SocketAddr;
 
-pub use listener::{bind, inherit};
+pub use listener::{Listener, bind, bind_when_free, inherit};
 pub use server::{Server, serve};
 pub use windows::{Query, Refused, Windows};
 

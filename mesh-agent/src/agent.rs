@@ -3,12 +3,14 @@
 //! Layer 8. Everything here is done once per process; nothing here is on a connection's path.
 //!
 //! Reading order: [`process`] (what every long-running process has), [`windows`] (what it shows of the mesh),
-//! [`node`] (a node's agent), [`trust`] (its wait for the trust bundle), [`control`] (the control plane).
+//! [`node`] (a node's agent), [`trust`] (its wait for the trust bundle), [`standby`] (its wait for its turn), [`control`] (the
+//! control plane).
 #![forbid(unsafe_code)]
 
 pub mod control;
 pub mod node;
 pub mod process;
+mod standby;
 mod trust;
 pub mod windows;
 

@@ -5,7 +5,7 @@
 //! node dialled it, and open me a socket in that pod. It never reads a byte of a connection.
 //!
 //! Reading order: [`sandbox`] and [`groups`] (where pods run), [`enrol`] (catching one), [`compile`] (what the kernel must know),
-//! [`numbers`] and [`tracked`] (what that stands on), [`tables`] (telling it), [`keeper`] (the task that keeps all this true) and `watch` (what wakes it), [`flows`] and [`habit`] (connections that
+//! [`numbers`] and [`tracked`] (what that stands on), [`tables`] (telling it), [`keeper`] (the task that keeps all this true), `watch` (what wakes it), `heart` (its sign of life) and [`succession`] (two agents on one node), [`flows`] and [`habit`] (connections that
 //! never pass the agent), [`origins`] and [`callers`] (the proxy's questions).
 #![forbid(unsafe_code)]
 
@@ -15,10 +15,12 @@ pub mod enrol;
 pub mod flows;
 pub mod groups;
 pub mod habit;
+mod heart;
 pub mod keeper;
 pub mod numbers;
 pub mod origins;
 pub mod sandbox;
+pub mod succession;
 pub mod tables;
 pub mod tracked;
 mod watch;
@@ -27,6 +29,7 @@ pub use callers::{Caller, Callers, KernelCallers};
 pub use compile::reads_requests;
 pub use keeper::{Capture, FastPath, Handles, Settings, start};
 pub use origins::KernelOrigins;
+pub use succession::Left;
 
 use std::io;
 use std::net::SocketAddr;

@@ -17,6 +17,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::Parser;
 
@@ -35,6 +36,8 @@ pub enum Task {
     Control(Box<ControlSettings>),
     /// Carry out one stage of a root rotation.
     RotateRoot(RotateRootSettings),
+    /// Say whether an agent has started, by this file.
+    Started(PathBuf),
 }
 
 /// Why the command line is not one.
@@ -78,6 +81,7 @@ where
             node::settings(*flags).map(|settings| Task::Node(Box::new(settings))).map_err(Error::Invalid)
         }
         flags::Command::Control(flags) => control::task(*flags).map_err(Error::Invalid),
+        flags::Command::Started { file } => Ok(Task::Started(file)),
     }
 }
 

@@ -5,7 +5,7 @@
 //! values mean for a pod: that is `capture`'s. Nothing here is on a connection's path; the programs themselves are in
 //! the crate `mesh-ebpf`.
 //!
-//! Reading order: [`cgroup`] (control groups as files), [`offsets`] (where the kernel keeps the fields that the programs read), [`load`] (object, pins, links),
+//! Reading order: [`turn`] (one agent at a time), [`cgroup`] (control groups as files), [`offsets`] (where the kernel keeps the fields that the programs read), [`load`] (object, pins, links),
 //! [`maps`] (typed tables), [`events`], [`netns`] (visiting a pod's namespace), [`diag`] (whose a socket is), [`destroy`] (closing sockets by policy), [`hooks`] (whose programs are attached),
 //! [`probes`] (does the fast path keep its promises on this kernel), [`sys`].
 
@@ -20,6 +20,7 @@ pub mod netns;
 pub mod offsets;
 pub mod probes;
 mod sys;
+pub mod turn;
 
 use std::io;
 use std::path::PathBuf;
@@ -77,6 +78,9 @@ pub enum Error {
     /// The pin directory is not on a bpffs.
     #[error("{0:?} is not on a bpffs; mount one with `mount -t bpf bpf /sys/fs/bpf`")]
     NotBpffs(PathBuf),
+    /// One agent of this node runs and another waits for its turn.
+    #[error("two agents use {0:?} already; a third cannot join them")]
+    TwoAgents(PathBuf),
     /// The kernel refused the programs or maps.
     #[error("the kernel refused the programs")]
     Load(#[from] Box<aya::EbpfError>),

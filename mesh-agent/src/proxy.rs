@@ -42,6 +42,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use crate::capture::{Callers, OriginTable};
 use crate::identity::Identities;
+use crate::lifecycle::Shutdown;
 use crate::model::SpiffeId;
 use crate::policy::Policies;
 use crate::registry::Registry;
@@ -71,6 +72,8 @@ pub struct Settings {
     pub settle_timeout: Duration,
     /// How long open connections are given to end once the agent stops.
     pub shutdown_grace: Duration,
+    /// How long listeners are served on once another agent has the pods: what reached them before is in their queues.
+    pub last_arrivals: Duration,
     /// HTTP.
     pub http: http::Limits,
 }
@@ -86,9 +89,19 @@ impl Default for Settings {
             idle_tunnel_max: Duration::from_secs(60),
             settle_timeout: Duration::from_secs(1),
             shutdown_grace: Duration::from_secs(1),
+            last_arrivals: Duration::from_millis(500),
             http: http::Limits::default(),
         }
     }
+}
+
+/// How workers are asked to stop.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    /// Another agent has the pods: nothing new comes, and what is open may go on until it ends by itself.
+    pub draining: Shutdown,
+    /// What is open ends.
+    pub stopping: Shutdown,
 }
 
 /// With which configuration to speak as a workload.

@@ -157,6 +157,10 @@ pub struct RestartOptions {
     /// End the running one with SIGKILL instead of SIGTERM.
     #[arg(long)]
     kill: bool,
+    /// Start a node's new agent first, and ask the old one to end once the new one is ready to take over. The old one may go
+    /// on for a while to finish its connections.
+    #[arg(long, conflicts_with = "kill")]
+    beside: bool,
     /// Print the lab as JSON.
     #[arg(long)]
     json: bool,
@@ -435,8 +439,12 @@ fn restart(options: &RestartOptions) -> Result<Lab> {
     let names = Names::new(&options.name)?;
     let mut lab = Lab::load_up(&names)?;
     let _lock = state::lock(&lab.dir)?;
-    let signal = if options.kill { Signal::SIGKILL } else { Signal::SIGTERM };
-    agents::restart(&mut lab, &names, &options.what, signal)?;
+    if options.beside {
+        agents::replace(&mut lab, &names, &options.what)?;
+    } else {
+        let signal = if options.kill { Signal::SIGKILL } else { Signal::SIGTERM };
+        agents::restart(&mut lab, &names, &options.what, signal)?;
+    }
     status::refresh(&mut lab);
     Ok(lab)
 }

@@ -1,7 +1,7 @@
 //! HTTP/1.1 on a thread of its own.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::windows::Answer;
-use super::{Error, Windows};
+use super::{Error, Listener, Windows};
 use crate::lifecycle::{Shutdown, tasks};
 
 /// Connections served at once; more wait in the backlog. Scrapers and people need a handful, and each may hold a dump.
@@ -52,14 +52,10 @@ impl Server {
 ///
 /// # Errors
 /// The thread or its runtime does not start, or the listener cannot be used without blocking.
-pub fn serve(listener: TcpListener, windows: Windows, shutdown: Shutdown) -> Result<Server, Error> {
-    listener.set_nonblocking(true).map_err(Error::Start)?;
-    let address = listener.local_addr().map_err(Error::Start)?;
+pub fn serve(listener: impl Into<Listener>, windows: Windows, shutdown: Shutdown) -> Result<Server, Error> {
+    let listener = listener.into();
+    let address = listener.address().map_err(Error::Start)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
-    let listener = {
-        let _entered = runtime.enter();
-        tokio::net::TcpListener::from_std(listener).map_err(Error::Start)?
-    };
     let thread = thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || runtime.block_on(accept(listener, windows, shutdown)))
@@ -67,9 +63,13 @@ pub fn serve(listener: TcpListener, windows: Windows, shutdown: Shutdown) -> Res
     Ok(Server { address, thread })
 }
 
-async fn accept(listener: tokio::net::TcpListener, windows: Windows, shutdown: Shutdown) {
+async fn accept(listener: Listener, windows: Windows, shutdown: Shutdown) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accepting = async {
+        let listener = match listener.open().await {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the windows cannot be opened"),
+        };
         loop {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {

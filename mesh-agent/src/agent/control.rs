@@ -5,6 +5,7 @@ use kube::Client;
 use super::Error;
 use super::process::Process;
 use super::windows::{LateDiscovery, add_mesh, first_state, report_discovery};
+use crate::admin;
 use crate::config::{ControlMode, ControlSettings, RotateRootSettings, RotatedKeys};
 use crate::control::ca::{self, Phase};
 use crate::control::cluster::{self, Candidacy, Keys};
@@ -23,7 +24,8 @@ use crate::{policy, route};
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it keeps running.
 pub fn run(settings: &ControlSettings) -> Result<(), Error> {
-    let process = Process::begin(&settings.log, &telemetry::Settings::default(), &settings.admin)?;
+    let open = || admin::bind(&settings.admin).map(Into::into);
+    let process = Process::begin(&settings.log, &telemetry::Settings::default(), open)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     let objects = process.readiness.block("objects");

@@ -1,10 +1,13 @@
 //! The process `mesh-agent node`: the agent of one node.
 //!
-//! Order of start: log and windows, discovery (so that there is a state), kernel programs, probes, identity, workers,
-//! capture. Ready when every pod that is there has been caught and has its certificate.
-//! Order of stop: capture says goodbye to the programs, workers let connections end, records are flushed. Pins stay.
+//! Order of start: log and windows, discovery (so that there is a state), identity, the turn (another agent of this node may
+//! have it), kernel programs, probes, workers, capture. Ready when every pod that is there has been caught and has its
+//! certificate, and before that while nothing is missing but the turn.
+//! Order of stop: capture gives the turn to the next agent or says goodbye to the programs, workers let connections end,
+//! records are flushed. Pins stay.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,22 +16,26 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::process::Process;
+use super::standby::Standby;
 use super::trust;
 use super::windows::{LateDiscovery, add_mesh, first_state, report_discovery};
 use crate::admin::{Windows, views};
 use crate::capture::groups::Groups;
 use crate::capture::sandbox::{Files, Sandboxes};
-use crate::capture::{self, Capture, FastPath, KernelCallers, KernelOrigins};
+use crate::capture::{self, Capture, FastPath, KernelCallers, KernelOrigins, Left};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
 use crate::identity::Identities;
+use crate::kernel::turn::{self, Claimed};
 use crate::kernel::{self, Kernel, probes};
-use crate::lifecycle::{Block, clock, tasks};
+use crate::lifecycle::{Block, Readiness, Trigger, clock, shutdown, tasks};
 use crate::model::WorkloadUid;
 use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
-use crate::{discovery, identity, policy, proxy, registry, route};
+use crate::{admin, discovery, identity, policy, proxy, registry, route};
 
+/// How often one looks whether the agent is ready.
+const STARTED_EVERY: Duration = Duration::from_millis(100);
 /// How long readiness waits for the certificates of the pods that are there at start. After that the agent serves what it
 /// can: pods without a certificate are refused one by one, not the whole node.
 const CERTIFICATES_WAIT: Duration = Duration::from_secs(10);
@@ -38,7 +45,11 @@ const CERTIFICATES_WAIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Whatever keeps the agent from starting; once it runs, it keeps running.
 pub fn run(settings: &NodeSettings) -> Result<(), Error> {
-    let process = Process::begin(&settings.log, &settings.telemetry, &settings.admin)?;
+    let claimed = turn::claim(&settings.kernel.pin_dir)?;
+    let process = Process::begin(&settings.log, &settings.telemetry, || match &claimed {
+        Claimed::Now(_) => admin::bind(&settings.admin).map(Into::into),
+        Claimed::Later(_) => admin::bind_when_free(&settings.admin),
+    })?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -47,11 +58,16 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         .build()
         .map_err(Error::Runtime)?;
     let entered = runtime.enter();
-    let (telemetry, shutdown) = (process.telemetry.clone(), process.shutdown.clone());
-    let objects = process.readiness.block("objects");
-    let trusting = process.readiness.block("trust bundle");
-    let capturing = process.readiness.block("capture");
-    let certifying = process.readiness.block("certificates");
+    let (telemetry, readiness, asked) =
+        (process.telemetry.clone(), process.readiness.clone(), process.shutdown.clone());
+    let (stop, stopping) = shutdown::channel();
+    let objects = readiness.block("objects");
+    let trusting = readiness.block("trust bundle");
+    let mut capturing = readiness.block("capture");
+    let mut certifying = readiness.block("certificates");
+    if let Some(file) = settings.started_file.clone() {
+        tasks::spawn("started file", tell_started(file, readiness.clone()));
+    }
 
     let (registry_writer, registry) = registry::new();
     let (policy_writer, policies) = policy::new();
@@ -62,22 +78,46 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     let windows = windows(&process, settings, &registry, &policies, &found, &parts);
     let server = process.serve(windows, &runtime)?;
 
-    let (source, stop) = (settings.objects.clone(), shutdown.clone());
-    let started = discovery::start(source, registry_writer, policy_writer, route_writer, &telemetry, stop);
+    let (source, ends) = (settings.objects.clone(), stopping.clone());
+    let started = discovery::start(source, registry_writer, policy_writer, route_writer, &telemetry, ends);
     let discovery = runtime.block_on(started)?;
     let _first = found.set(discovery.clone());
-    if !runtime.block_on(first_state(&discovery, &shutdown)) {
+    if !runtime.block_on(first_state(&discovery, &asked)) {
         server.join();
         return Ok(());
     }
     drop(objects);
-    if !runtime.block_on(trust::published(&settings.ca.roots, trusting, &shutdown)) {
+    if !runtime.block_on(trust::published(&settings.ca.roots, trusting, &asked)) {
         server.join();
         return Ok(());
     }
 
+    let mesh = registry.snapshot().config.clone();
+    let identities = identity::start(settings.ca.identity(&mesh), telemetry.clone(), stopping.clone())?;
+    let mut sandboxes = sandboxes(settings)?;
+    let succeeds_another = matches!(claimed, Claimed::Later(_));
+    let turn = match claimed {
+        Claimed::Now(turn) => turn,
+        Claimed::Later(waiting) => {
+            let mut standby = Standby {
+                node: &settings.node,
+                sandboxes: &mut sandboxes,
+                registry: &registry,
+                identities: &identities,
+                certificates_wait: CERTIFICATES_WAIT,
+            };
+            let turn = runtime.block_on(standby.wait(waiting, vec![capturing, certifying], &asked))?;
+            let Some(turn) = turn else {
+                server.join();
+                return Ok(());
+            };
+            capturing = readiness.block("capture");
+            certifying = readiness.block("certificates");
+            turn
+        }
+    };
+
     let mut kernel = Kernel::load(&settings.kernel)?;
-    let sandboxes = sandboxes(settings)?;
     // Before the probes: where the agent is itself below this group, they run with the programs that are attached there.
     let attached = settings.kernel.cgroup.as_deref().or_else(|| sandboxes.attach_point()).map(Path::to_owned);
     attached.as_deref().map(|group| kernel.attach(group)).transpose()?;
@@ -86,9 +126,6 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         SpliceMode::Off => FastPath::Off,
     };
     kernel::release_boot_memory();
-
-    let mesh = registry.snapshot().config.clone();
-    let identities = identity::start(settings.ca.identity(&mesh), telemetry.clone(), shutdown.clone())?;
 
     let (senders, receivers): (Vec<_>, Vec<_>) =
         (0..settings.workers.get()).map(|_| mpsc::unbounded_channel()).unzip();
@@ -101,7 +138,9 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         callers: Arc::new(KernelCallers::new(attached.as_deref())),
         telemetry: telemetry.clone(),
     };
-    let workers = proxy::start_workers(proxy::Settings::default(), &handles, receivers, &shutdown)?;
+    let (drain, draining) = shutdown::channel();
+    let leaving = proxy::Leaving { draining, stopping };
+    let workers = proxy::start_workers(proxy::Settings::default(), &handles, receivers, &leaving)?;
 
     let wanted = identities.clone();
     let capture = capture::start(
@@ -111,7 +150,9 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
             attached,
             all_services: settings.service_vips == ServiceVips::All,
             fast_path,
+            succeeds_another,
         },
+        turn,
         kernel,
         capture::Handles {
             registry: registry.clone(),
@@ -122,18 +163,48 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
             wanted_identities: Box::new(move |ids| wanted.set_wanted(ids)),
         },
         capturing,
-        shutdown.clone(),
+        asked.clone(),
     )?;
     tasks::spawn("first certificates", first_certificates(identities.clone(), capture.clone(), certifying));
 
-    let _first = parts.set(Parts { identities, capture });
-    drop(entered);
+    let _first = parts.set(Parts { identities, capture: capture.clone() });
 
-    runtime.block_on(shutdown.requested());
+    runtime.block_on(asked.requested());
+    match runtime.block_on(capture.left()) {
+        Left::Succeeded => {
+            drain.fire();
+            tasks::spawn("drain deadline", stop_after(settings.drain_deadline, stop));
+        }
+        Left::Alone => stop.fire(),
+    }
+    drop(entered);
     workers.join();
     telemetry.flush_access_log();
     server.join();
     Ok(())
+}
+
+/// Makes the file once nothing blocks; one that an earlier agent left is removed first.
+async fn tell_started(file: PathBuf, readiness: Readiness) {
+    if let Err(error) = std::fs::remove_file(&file).or_else(absent_is_well) {
+        tracing::warn!(%error, file = %file.display(), "an old --started-file cannot be removed");
+    }
+    while !readiness.is_ready() {
+        tokio::time::sleep(STARTED_EVERY).await;
+    }
+    if let Err(error) = std::fs::write(&file, "") {
+        tracing::warn!(%error, file = %file.display(), "--started-file cannot be made");
+    }
+}
+
+fn absent_is_well(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+async fn stop_after(deadline: Duration, stop: Trigger) {
+    tokio::time::sleep(deadline).await;
+    tracing::info!(?deadline, "connections that are still open end now");
+    stop.fire();
 }
 
 /// What the windows show of rooms that start after them.

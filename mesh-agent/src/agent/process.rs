@@ -1,7 +1,5 @@
 //! What every long-running process has: log, metrics, readiness, read-only windows, and an end on request.
 
-use std::net::TcpListener;
-
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,23 +19,23 @@ pub struct Process {
     /// Learns that the process stops.
     pub shutdown: Shutdown,
     trigger: Trigger,
-    admin: TcpListener,
+    admin: admin::Listener,
 }
 
 impl Process {
-    /// Sets up log and metrics and opens the admin socket. To be called first, while the process has one thread: it reads
-    /// and clears the variables of an inherited socket.
+    /// Sets up log and metrics and opens the admin socket (`open`), unless one is inherited. To be called first, while the
+    /// process has one thread: it reads and clears the variables of an inherited socket.
     ///
     /// # Errors
-    /// The log filter or the access log cannot be used, or the admin address is taken.
+    /// The log filter or the access log cannot be used, or `open` fails.
     pub fn begin(
         log: &LogSettings,
         telemetry: &telemetry::Settings,
-        admin: &admin::Settings,
+        open: impl FnOnce() -> Result<admin::Listener, admin::Error>,
     ) -> Result<Self, Error> {
         let inherited = admin::inherit()?;
         log::install(log)?;
-        let listener = inherited.map_or_else(|| admin::bind(admin), Ok)?;
+        let listener = inherited.map_or_else(open, |inherited| Ok(inherited.into()))?;
         let (trigger, shutdown) = shutdown::channel();
         let telemetry = Telemetry::start(telemetry)?;
         Ok(Self { telemetry, readiness: Readiness::default(), shutdown, trigger, admin: listener })

@@ -35,6 +35,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             let phase = agent::control::rotate_root(&settings)?;
             writeln!(std::io::stdout(), "{phase}")?;
         }
+        Task::Started(file) => anyhow::ensure!(file.exists(), "not started: {} is not there", file.display()),
     }
     Ok(())
 }

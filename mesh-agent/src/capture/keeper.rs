@@ -1,7 +1,9 @@
-//! The task that keeps the kernel's view true: pods are caught and let go, tables follow registry and policy, events
-//! are taken in, sockets that policy turns against are closed.
+//! The task that keeps the kernel's view true: pods are caught and let go (`pods`), tables follow registry and policy, events
+//! are taken in, sockets that policy turns against are closed. It has the node's [`Turn`] while it does.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod pods;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,26 +12,26 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use super::compile::{Caught, Inputs, Plan};
-use super::enrol::{self, Opened};
 use super::flows::Flows;
 use super::habit::Habits;
+use super::heart::Heart;
 use super::numbers::Numbers;
-use super::sandbox::{Found, Look, Place, Sandbox, Sandboxes};
+use super::sandbox::{Place, Sandboxes};
+use super::succession::{self, Left, Slots};
 use super::tables::{self, Applied};
 use super::watch::Watch;
 use super::{ListenerChange, Pod};
 use crate::kernel::events::Events;
-use crate::kernel::{Error, Kernel, Maps, Netns, cgroup, load};
+use crate::kernel::turn::Turn;
+use crate::kernel::{Error, Kernel, Netns};
 use crate::lifecycle::{Block, Shutdown, clock, tasks};
-use crate::model::{SpiffeId, Workload, WorkloadUid};
+use crate::model::{SpiffeId, WorkloadUid};
 use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::route::Routes;
 use crate::telemetry::Telemetry;
-use mesh_common::{PODS_MAX, WORKERS_MAX, event};
+use mesh_common::event;
 
-/// How often the programs get a sign of life. Well below the age that counts as "away" (1 s by default).
-const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
 /// How often sandboxes are looked at without a hint, and failed pods are tried again.
 const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub all_services: bool,
     /// Which pods may use the fast path, as far as the kernel and the command line go.
     pub fast_path: FastPath,
+    /// Another agent of this node had the pods until just now, and still serves what it has accepted.
+    pub succeeds_another: bool,
 }
 
 /// Which pods may use the fast path.
@@ -84,6 +88,7 @@ pub struct Handles {
 #[derive(Clone, Debug)]
 pub struct Capture {
     state: Arc<ArcSwap<State>>,
+    left: watch::Receiver<Option<Left>>,
 }
 
 /// What is caught, and what could not be.
@@ -102,16 +107,23 @@ impl Capture {
     pub fn state(&self) -> Arc<State> {
         self.state.load_full()
     }
+
+    /// Completes when the keeper has stopped, and says who has the pods now. Cancel safe.
+    pub async fn left(&self) -> Left {
+        let mut left = self.left.clone();
+        left.wait_for(Option::is_some).await.ok().and_then(|left| *left).unwrap_or(Left::Alone)
+    }
 }
 
 /// Starts the keeper on the current runtime, and the heartbeat on a thread of its own. The kernel object must be loaded
 /// and attached to the control group already. `block` is let go once every sandbox that is there has been looked at and
-/// the tables are written.
+/// the tables are written. On `shutdown` the turn goes to the next agent of this node, if there is one.
 ///
 /// # Errors
 /// The event ring or the first heartbeat cannot be set up.
 pub fn start(
     settings: Settings,
+    turn: Turn,
     mut kernel: Kernel,
     handles: Handles,
     block: Block,
@@ -119,7 +131,8 @@ pub fn start(
 ) -> Result<Capture, Error> {
     let events = Events::new(kernel.take_events()?)?;
     let state = Arc::new(ArcSwap::from_pointee(State::default()));
-    let capture = Capture { state: state.clone() };
+    let (leaving, left) = watch::channel(None);
+    let capture = Capture { state: state.clone(), left };
     let mut numbers = Numbers::new(kernel.generation());
     numbers.avoid(tables::numbers_left(kernel.maps()));
     let flows = Flows::new(
@@ -130,6 +143,7 @@ pub fn start(
     );
     let keeper = Keeper {
         settings,
+        slots: Slots::left_in(kernel.maps()),
         kernel,
         handles,
         plan: Plan::new(numbers),
@@ -141,7 +155,10 @@ pub fn start(
         looked: None,
         state,
     };
-    tasks::spawn("capture", keeper.run(events, block, shutdown));
+    tasks::spawn("capture", async move {
+        let left = keeper.run(events, turn, block, shutdown).await;
+        leaving.send_replace(Some(left));
+    });
     Ok(capture)
 }
 
@@ -161,6 +178,7 @@ struct Keeper {
     habits: Habits,
     applied: Applied,
     flows: Flows,
+    slots: Slots,
     pods: BTreeMap<WorkloadUid, Kept>,
     /// Pods that are there and not caught yet, by their control group.
     waiting: Vec<(u64, WorkloadUid)>,
@@ -169,7 +187,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut events: Events, block: Block, shutdown: Shutdown) {
+    async fn run(mut self, mut events: Events, turn: Turn, block: Block, shutdown: Shutdown) -> Left {
         let (hint, mut hints) = mpsc::unbounded_channel();
         let mut watch = Watch::new(hint);
         let mut program_log = self.kernel.take_log();
@@ -182,11 +200,14 @@ impl Keeper {
         {
             tracing::error!(error = %chain(&error), "cannot configure the kernel programs");
         }
-        if let Err(error) = self.introduce_agent() {
+        if let Err(error) = succession::introduce(self.kernel.maps()) {
             tracing::error!(error = %chain(&error), "the kernel programs cannot be told which control group is the agent's");
         }
-        self.forget_predecessor();
+        if !self.settings.succeeds_another {
+            succession::forget_connections(self.kernel.maps());
+        }
         self.reconcile();
+        self.slots.settle();
         self.follow(&mut watch);
         let heart = Heart::start(self.kernel.maps().clone(), self.kernel.generation());
         drop(block);
@@ -204,8 +225,9 @@ impl Keeper {
                 }
                 _ = look_again.tick() => {
                     let forgotten = self.habits.forget_old(clock::now());
-                    if forgotten || self.has_work() {
-                        self.reconcile();
+                    let look = self.look();
+                    if forgotten || self.has_work(&look) {
+                        self.reconcile_with(look);
                     }
                     // Not every verdict comes with an event: datagrams and sockets that are left alone do not.
                     self.publish_counters();
@@ -228,41 +250,15 @@ impl Keeper {
             }
             self.follow(&mut watch);
         }
-        drop(heart);
-        if let Err(error) = self.kernel.stop_heartbeat() {
+        // Its ring has one reader.
+        drop(events);
+        let left = succession::make_way(turn, heart).await;
+        if left == Left::Alone
+            && let Err(error) = self.kernel.stop_heartbeat()
+        {
             tracing::warn!(error = %chain(&error), "cannot tell the kernel programs that the agent stops");
         }
-    }
-
-    /// Tells the programs which control group is the agent's own, and forgets those that are gone. Another agent of this node
-    /// may still be there to finish its connections.
-    fn introduce_agent(&self) -> Result<(), Error> {
-        let mounts = cgroup::Mounts::of_self().unwrap_or_default();
-        let Some(root) = mounts.unified else { return Ok(()) };
-        let agents = &self.kernel.maps().agents;
-        let alive = cgroup::ids_below(&root);
-        for gone in agents.keys()?.into_iter().filter(|group| !alive.contains(group)) {
-            agents.remove(&gone)?;
-        }
-        match cgroup::own(&root).and_then(|own| cgroup::id(&own).ok()) {
-            Some(own) => agents.put(&own, &1),
-            None => Ok(()),
-        }
-    }
-
-    /// Records about connections of an agent that is gone; its sockets died with it.
-    fn forget_predecessor(&self) {
-        let maps = self.kernel.maps();
-        for key in maps.clients.keys().unwrap_or_default() {
-            let _ = maps.clients.remove(&key);
-        }
-        for key in maps.dials.keys().unwrap_or_default() {
-            let _ = maps.dials.remove(&key);
-        }
-    }
-
-    fn namespaces(&self) -> HashMap<u64, Netns> {
-        self.pods.values().map(|kept| (kept.caught.netns_cookie, kept.netns.clone())).collect()
+        left
     }
 
     /// Watches what is worth watching now.
@@ -273,151 +269,6 @@ impl Keeper {
 
     fn may_look(&self) -> bool {
         self.looked.is_none_or(|at| clock::now().duration_since(at) >= LOOK_AT_MOST_EVERY)
-    }
-
-    fn look(&mut self) -> Look {
-        self.looked = Some(clock::now());
-        let snapshot = self.handles.registry.snapshot();
-        self.settings.sandboxes.look(&snapshot, &self.settings.node)
-    }
-
-    /// Something differs between the sandboxes and what is caught, or failed last time.
-    fn has_work(&mut self) -> bool {
-        let look = self.look();
-        let state = self.state.load();
-        let is_kept = |(uid, (sandbox, _)): (&WorkloadUid, &(Sandbox, _))| {
-            self.pods.get(uid).is_some_and(|kept| sandbox.is_still_at(&kept.place, kept.cgroup.as_deref()))
-        };
-        !look.problems.is_empty()
-            || !state.problems.is_empty()
-            || look.left_out != state.left_out
-            || look.sandboxes.len() != self.pods.len()
-            || !look.sandboxes.iter().all(is_kept)
-            || self.settings.sandboxes.attach_point() != self.settings.attached.as_deref()
-    }
-
-    /// Makes what is caught equal to what should be.
-    fn reconcile(&mut self) {
-        let Look { sandboxes: wanted, mut problems, left_out } = self.look();
-        problems.extend(self.attach());
-        self.release_unwanted(&wanted);
-        let identities = wanted.values().map(|(_, workload)| workload.identity.clone()).collect();
-        (self.handles.wanted_identities)(identities);
-        let mut fresh = Vec::new();
-        self.waiting.clear();
-        for (uid, (sandbox, workload)) in &wanted {
-            if let Some(kept) = self.pods.get(uid) {
-                kept.pod.update(workload.clone());
-                continue;
-            }
-            // Without an address, or without a process, the pod is still being made: nothing to complain of.
-            let is_due = !workload.addresses.is_empty() && !sandbox.places.is_empty();
-            match is_due.then(|| self.open(sandbox, workload)) {
-                Some(Ok(opened)) => {
-                    fresh.push(uid.clone());
-                    self.hand_to_workers(opened, sandbox);
-                    continue;
-                }
-                Some(Err(error)) => problems.push(format!("pod {}: {}", workload.name, chain(&error))),
-                None => {}
-            }
-            let group = sandbox.cgroup.as_deref().and_then(|group| cgroup::id(group).ok());
-            self.waiting.extend(group.map(|group| (group, uid.clone())));
-        }
-        problems.extend(self.write_tables());
-        for uid in fresh {
-            let Some(kept) = self.pods.get(&uid) else { continue };
-            if let Err(error) = self.kernel.attach_inbound(&kept.netns) {
-                problems.push(format!("pod {}: {}", kept.pod.workload().name, chain(&error)));
-            }
-        }
-        self.detach_leftovers();
-        self.publish(problems, left_out);
-    }
-
-    /// Attaches the programs where the sandboxes say, when that is known or has changed.
-    fn attach(&mut self) -> Option<String> {
-        let wanted = self.settings.sandboxes.attach_point()?;
-        if self.settings.attached.as_deref() == Some(wanted) {
-            return None;
-        }
-        tracing::info!(cgroup = %wanted.display(), "the kernel programs are attached to the control group of the pods");
-        match self.kernel.attach(wanted) {
-            Ok(()) => self.settings.attached = Some(wanted.to_owned()),
-            Err(error) => return Some(chain(&error)),
-        }
-        None
-    }
-
-    fn release_unwanted(&mut self, wanted: &Found) {
-        let is_gone = |uid: &WorkloadUid, kept: &Kept| {
-            let sandbox = wanted.get(uid).map(|(sandbox, _)| sandbox);
-            !sandbox.is_some_and(|sandbox| sandbox.is_still_at(&kept.place, kept.cgroup.as_deref()))
-        };
-        let gone: Vec<WorkloadUid> =
-            self.pods.iter().filter(|(uid, kept)| is_gone(uid, kept)).map(|(uid, _)| uid.clone()).collect();
-        for uid in gone {
-            let Some(kept) = self.pods.remove(&uid) else { continue };
-            tracing::info!(pod = %kept.pod.workload().name, "pod left the mesh");
-            for worker in &self.handles.workers {
-                // A worker that is gone has stopped serving anyway.
-                let _ = worker.send(ListenerChange::Removed { pod: kept.pod.clone() });
-            }
-            if let Err(error) = self.kernel.detach_inbound(kept.caught.netns_cookie) {
-                tracing::warn!(error = %chain(&error), "cannot detach from a pod");
-            }
-        }
-    }
-
-    /// Links that an earlier agent left at pods which are not there any more.
-    fn detach_leftovers(&mut self) {
-        let kept: HashSet<u64> = self.pods.values().map(|kept| kept.caught.netns_cookie).collect();
-        for cookie in self.kernel.attached_inbound().into_iter().filter(|cookie| !kept.contains(cookie)) {
-            if let Err(error) = self.kernel.detach_inbound(cookie) {
-                tracing::warn!(error = %chain(&error), "cannot remove a leftover link");
-            }
-        }
-    }
-
-    fn open(&mut self, sandbox: &Sandbox, workload: &Arc<Workload>) -> Result<Opened, enrol::Error> {
-        let slot = self.free_slot().ok_or(enrol::Error::Full { max: PODS_MAX })?;
-        let opened = enrol::open(sandbox, workload, slot, self.handles.workers.len())?;
-        for (index, (_, inbound)) in (0..).zip(&opened.listeners) {
-            self.kernel.set_listener(slot + index, inbound)?;
-        }
-        Ok(opened)
-    }
-
-    /// Slots are handed out in steps of `WORKERS_MAX`: one listener per worker.
-    fn free_slot(&self) -> Option<u32> {
-        let step = u32::try_from(WORKERS_MAX).expect("small");
-        let used: HashSet<u32> = self.pods.values().map(|kept| kept.caught.slot).collect();
-        (0..PODS_MAX).map(|index| index * step).find(|slot| !used.contains(slot))
-    }
-
-    fn hand_to_workers(&mut self, opened: Opened, sandbox: &Sandbox) {
-        tracing::info!(
-            pod = %opened.pod.workload().name,
-            netns_cookie = opened.caught.netns_cookie,
-            "pod joined the mesh"
-        );
-        for (worker, (outbound, inbound)) in self.handles.workers.iter().zip(opened.listeners) {
-            let change = ListenerChange::Added {
-                pod: opened.pod.clone(),
-                outbound: outbound.into(),
-                inbound: inbound.into(),
-            };
-            // A worker that is gone has stopped serving anyway.
-            let _ = worker.send(change);
-        }
-        let kept = Kept {
-            pod: opened.pod,
-            netns: opened.netns,
-            caught: opened.caught.clone(),
-            place: opened.place,
-            cgroup: sandbox.cgroup.clone(),
-        };
-        self.pods.insert(opened.caught.uid, kept);
     }
 
     fn write_tables(&mut self) -> Vec<String> {
@@ -494,42 +345,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// Beats until dropped. A thread of its own: a long compilation must not look like a dead agent.
-struct Heart {
-    stop: Option<std::sync::mpsc::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Heart {
-    fn start(maps: Arc<Maps>, generation: u64) -> Self {
-        let (stop, stopped) = std::sync::mpsc::channel();
-        let beat = move || {
-            loop {
-                if let Err(error) = load::beat(&maps, generation) {
-                    tracing::error!(error = %chain(&error), "heartbeat failed");
-                }
-                match stopped.recv_timeout(HEARTBEAT_EVERY) {
-                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                    _ => return,
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(beat);
-        Self {
-            stop: Some(stop),
-            thread: thread.inspect_err(|error| tracing::error!(%error, "no heartbeat thread")).ok(),
-        }
-    }
-}
-
-impl Drop for Heart {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // The thread only ends by returning; a panic in it has been reported already.
-            let _ = thread.join();
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! Collects what is wrong with flags, so that a person mends them in one go.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::Invalid;
 
@@ -45,6 +46,16 @@ impl Checks {
                 self.refuse(flag, format!("{} cannot be used ({error}); name {purpose}", path.display()));
             }
         }
+    }
+
+    /// The value must be a length of time, and more than none.
+    pub(super) fn time(&mut self, flag: &'static str, text: &str) -> Duration {
+        let parsed = text.parse::<jiff::SignedDuration>().ok();
+        let time = parsed.and_then(|time| Duration::try_from(time).ok()).unwrap_or_default();
+        if time.is_zero() {
+            self.refuse(flag, format!("{text:?} is not a length of time; write 24h or 90s"));
+        }
+        time
     }
 
     /// `value` when nothing was refused.

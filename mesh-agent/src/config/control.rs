@@ -197,12 +197,7 @@ fn rotate_root(flags: RotateRootFlags) -> Result<RotateRootSettings, Vec<Invalid
             RotatedKeys::Dir(dir)
         }
     };
-    let parsed = flags.certificate_ttl.parse::<jiff::SignedDuration>().ok();
-    let certificate_ttl = parsed.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or_default();
-    if certificate_ttl.is_zero() {
-        let problem = format!("{:?} is not a length of time; write 24h or 90s", flags.certificate_ttl);
-        checks.refuse("--certificate-ttl", problem);
-    }
+    let certificate_ttl = checks.time("--certificate-ttl", &flags.certificate_ttl);
     checks.pass(RotateRootSettings {
         keys,
         stage: match flags.stage {

@@ -30,6 +30,11 @@ pub enum Command {
     Node(Box<NodeFlags>),
     /// Run the control plane: sign identities for the nodes of the mesh
     Control(Box<ControlFlags>),
+    /// Exit with 0 once the agent that was given --started-file FILE has made it, with 1 before: for kubelet's startup probe
+    Started {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// Flags of `mesh-agent node`.
@@ -98,6 +103,15 @@ pub struct NodeFlags {
     /// The same-node fast path: on where the kernel passes its probes, or off
     #[arg(long, env = "WEFT_SPLICE", value_name = "WHEN", value_enum, default_value_t = SpliceFlag::Auto)]
     pub splice: SpliceFlag,
+
+    /// How long connections that an agent has accepted may go on once the next agent of this node has taken over
+    #[arg(long, env = "WEFT_DRAIN_DEADLINE", value_name = "TIME", default_value = "30s")]
+    pub drain_deadline: String,
+
+    /// File that is made once this agent is ready, or once nothing is missing for that but the end of the agent before;
+    /// `mesh-agent started FILE` looks for it
+    #[arg(long, env = "WEFT_STARTED_FILE", value_name = "FILE")]
+    pub started_file: Option<PathBuf>,
 
     /// Take every program, map and link of this node's agent out of the kernel, and end
     #[arg(long)]

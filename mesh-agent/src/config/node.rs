@@ -88,6 +88,10 @@ pub struct NodeSettings {
     pub service_vips: ServiceVips,
     /// The same-node fast path.
     pub splice: SpliceMode,
+    /// How long connections may go on once the next agent of this node has taken over.
+    pub drain_deadline: Duration,
+    /// Made once the agent is ready or stands by.
+    pub started_file: Option<PathBuf>,
     /// Threads that carry connections.
     pub workers: NonZeroUsize,
     /// Metrics and access records.
@@ -152,6 +156,8 @@ pub(super) fn settings(flags: NodeFlags) -> Result<NodeSettings, Vec<Invalid>> {
             SpliceFlag::Auto => SpliceMode::Auto,
             SpliceFlag::Off => SpliceMode::Off,
         },
+        drain_deadline: checks.time("--drain-deadline", &flags.drain_deadline),
+        started_file: flags.started_file,
         workers: workers(&mut checks, flags.workers),
         telemetry: telemetry::Settings { access_log, ..telemetry::Settings::default() },
         log,

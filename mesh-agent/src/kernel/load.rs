@@ -78,12 +78,7 @@ impl Kernel {
     pub fn load(settings: &Settings) -> Result<Self, Error> {
         let object = fs::read(&settings.object)
             .map_err(|source| Error::Object { path: settings.object.clone(), source })?;
-        let links = settings.pin_dir.join("links");
-        fs::create_dir_all(&links).map_err(|source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => Error::NotBpffs(settings.pin_dir.clone()),
-            _ => Error::Open { what: "pin directory", path: links.clone(), source },
-        })?;
-        check_bpffs(&settings.pin_dir)?;
+        let links = make_pin_dir(&settings.pin_dir)?;
         let offsets = Offsets::of_running_kernel().unwrap_or_else(|error| {
             tracing::warn!(%error, "no kernel type information: the fast path stays off");
             Offsets::default()
@@ -428,6 +423,17 @@ pub fn uninstall(pin_dir: &Path) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
+}
+
+/// Makes the directories of pins where they are missing; answers where links are pinned.
+pub(super) fn make_pin_dir(pin_dir: &Path) -> Result<PathBuf, Error> {
+    let links = pin_dir.join("links");
+    fs::create_dir_all(&links).map_err(|source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::NotBpffs(pin_dir.to_owned()),
+        _ => Error::Open { what: "pin directory", path: links.clone(), source },
+    })?;
+    check_bpffs(pin_dir)?;
+    Ok(links)
 }
 
 fn check_bpffs(path: &Path) -> Result<(), Error> {

@@ -20,6 +20,7 @@ use crate::model::{Ending, SpiffeId};
 #[derive(Debug, Default)]
 pub struct CloseSignal {
     ending: Cell<Option<Ending>>,
+    draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -32,6 +33,19 @@ impl CloseSignal {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Asks for an end where one loses nothing: between two connections of a tunnel, after a response. Bytes go on.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether that has been asked. Whoever has called [`CloseSignal::poll`] is woken when it is.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
     }
 
     /// What it has been told, if anything.
@@ -99,12 +113,18 @@ impl Entry {
     pub fn close(&self, ending: Ending) {
         self.close.raise(ending);
     }
+
+    /// Ends it where that loses nothing.
+    pub fn drain(&self) {
+        self.close.drain();
+    }
 }
 
 /// The open connections of one worker.
 #[derive(Debug, Default)]
 pub struct OpenTable {
     entries: RefCell<Slab<Entry>>,
+    draining: Cell<bool>,
 }
 
 /// Keeps a connection in the table; dropping it takes it out.
@@ -120,8 +140,20 @@ impl OpenTable {
     /// Enters a connection.
     pub fn enter(self: &Rc<Self>, pod: Arc<Pod>, judged: Option<Judged>) -> Registered {
         let close = Rc::new(CloseSignal::default());
+        close.draining.set(self.draining.get());
         let key = self.entries.borrow_mut().insert(Entry { pod, judged, close: close.clone() });
         Registered { table: self.clone(), key, close }
+    }
+
+    /// Lets every connection end where that loses nothing, those that are still to come too.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.for_each(Entry::drain);
+    }
+
+    /// Whether connections are to end where that loses nothing.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
     }
 
     /// How many connections are open.

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::carrier::{Carrier, Counted};
 use super::tunnel::{ALPN, Role};
-use super::{Credentials, Handles, Settings, Workers, start_workers, tls};
+use super::{Credentials, Handles, Leaving, Settings, Workers, start_workers, tls};
 use crate::capture::{Caller, Callers, ListenerChange, Origin, OriginTable, Pod, SocketSource};
 use crate::identity::tls::{certified, client_config, server_config};
 use crate::identity::trust::Trust;
@@ -224,8 +224,9 @@ pub(crate) struct World {
     base: [u8; 2],
     records: tempfile::TempDir,
     shutdown: (Trigger, Shutdown),
+    pub(crate) drain: (Trigger, Shutdown),
     changes: Vec<(Arc<Pod>, mpsc::UnboundedSender<ListenerChange>)>,
-    workers: Vec<Workers>,
+    pub(crate) workers: Vec<Workers>,
 }
 
 impl World {
@@ -271,6 +272,7 @@ impl World {
             base,
             records,
             shutdown: crate::lifecycle::shutdown::channel(),
+            drain: crate::lifecycle::shutdown::channel(),
             changes: Vec::new(),
             workers: Vec::new(),
         }
@@ -320,7 +322,8 @@ impl World {
         let address = outbound.local_addr().unwrap();
         let (sender, receiver) = mpsc::unbounded_channel();
         sender.send(ListenerChange::Added { pod: pod.clone(), outbound, inbound }).unwrap();
-        let workers = start_workers(self.settings, &self.handles, vec![receiver], &self.shutdown.1).unwrap();
+        let leaving = Leaving { draining: self.drain.1.clone(), stopping: self.shutdown.1.clone() };
+        let workers = start_workers(self.settings, &self.handles, vec![receiver], &leaving).unwrap();
         self.workers.push(workers);
         self.changes.push((pod, sender));
         address

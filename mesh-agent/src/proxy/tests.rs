@@ -12,7 +12,7 @@ use super::carrier::{Carrier, Counted, Flow, Received, Scratch};
 use super::testing::{OneCaller, TestCa, World, id, tcp_pair, tunnel_pair};
 use super::tunnel::{Event, Kind, Open, Protocol, Role, codec};
 use super::worker::{Local, Served};
-use super::{inbound, tls, tunnel};
+use super::{Workers, inbound, tls, tunnel};
 use crate::capture::Caller;
 use crate::model::{
     Action, AuthorizationPolicy, ClientAddr, DefaultInbound, EndpointAddr, MeshConfig, OriginalDst,
@@ -468,6 +468,29 @@ async fn a_pod_that_goes_takes_its_connections_along() {
     is_reset(&mut client).await;
     is_reset(&mut app).await;
     assert!(world.records(2).await.iter().all(|record| record["ending"] == "shutdown"));
+}
+
+#[tokio::test]
+async fn workers_that_drain_serve_what_is_open_and_then_end() {
+    let (mut world, outbound, listener, address) = two_pods().await;
+    let mut client = world.dial(outbound, address).await;
+    say(&mut client, b"before").await;
+    let (mut app, _) = listener.accept().await.unwrap();
+    hear(&mut app, b"before").await;
+    world.drain.0.fire();
+    // Longer than what waits in the listeners' queues is taken for.
+    tokio::time::sleep(world.settings.last_arrivals * 2).await;
+    assert!(TcpStream::connect(outbound).await.is_err(), "nothing new comes");
+    say(&mut client, b"after").await;
+    hear(&mut app, b"after").await;
+    app.shutdown().await.unwrap();
+    is_ended(&mut client).await;
+    drop(client);
+    is_ended(&mut app).await;
+    let workers = std::mem::take(&mut world.workers);
+    let ended = tokio::task::spawn_blocking(|| workers.into_iter().for_each(Workers::join));
+    ended.await.expect("they end by themselves");
+    assert!(world.records(2).await.iter().all(|record| record["ending"] == "closed"));
 }
 
 /// Dials a pod's plaintext port from outside the mesh, as the in-pod listener would hand it over.

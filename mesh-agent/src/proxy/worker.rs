@@ -1,18 +1,20 @@
 //! Workers: one thread each, with everything that a connection needs on it.
 //!
 //! Station 3 of the walk: a connection is accepted on the worker that will close it. A worker serves the listeners that
-//! [`ListenerChange`] gives it, judges its open connections again when policy or registry change, and ages its pool.
+//! [`ListenerChange`] gives it, judges its open connections again when policy or registry change, and ages its pool. When
+//! another agent has taken the pods over, it serves what is open to its end.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::carrier::{self, Scratch};
@@ -20,16 +22,18 @@ use super::http::report::KnownMetrics;
 use super::http::upstream::Upstreams;
 use super::open::OpenTable;
 use super::pool::Pool;
-use super::{Handles, Settings, inbound, outbound};
+use super::{Handles, Leaving, Settings, inbound, outbound};
 use crate::balance::OpenConnections;
 use crate::capture::{ListenerChange, Pod};
-use crate::lifecycle::{Shutdown, clock, tasks};
+use crate::lifecycle::{clock, tasks};
 use crate::model::{Ending, RequestPath, WorkloadUid};
 use crate::policy::{Facts, Request};
 use crate::registry::Changed;
 
 /// How often idle tunnels are looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often a worker that drains looks whether it is done.
+const DRAINED_EVERY: Duration = Duration::from_millis(50);
 /// How long accepting rests after an error such as "no file descriptors left".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -54,7 +58,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Waits until all have stopped; ask them through their `Shutdown`. Blocks.
+    /// Waits until all have stopped; ask them through their [`Leaving`]. Blocks.
     pub fn join(self) {
         for thread in self.threads {
             if thread.join().is_err() {
@@ -64,19 +68,19 @@ impl Workers {
     }
 }
 
-/// Starts one worker per receiver. Each serves the listeners that its receiver brings, until `shutdown`.
+/// Starts one worker per receiver. Each serves the listeners that its receiver brings, until it is asked to leave.
 ///
 /// # Errors
-/// A thread or runtime could not be made; those started before end when their receivers close.
+/// A thread or runtime could not be made; those started before go on until they are asked to leave.
 pub fn start_workers(
     settings: Settings,
     handles: &Handles,
     changes: Vec<mpsc::UnboundedReceiver<ListenerChange>>,
-    shutdown: &Shutdown,
+    leaving: &Leaving,
 ) -> Result<Workers, Error> {
     let mut threads = Vec::with_capacity(changes.len());
     for (index, receiver) in changes.into_iter().enumerate() {
-        let (handles, shutdown) = (handles.clone(), shutdown.clone());
+        let (handles, leaving) = (handles.clone(), leaving.clone());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -86,7 +90,7 @@ pub fn start_workers(
             .name(format!("worker-{index}"))
             .spawn(move || {
                 let local = LocalSet::new();
-                runtime.block_on(local.run_until(run(settings, handles, receiver, shutdown)));
+                runtime.block_on(local.run_until(run(settings, handles, receiver, leaving)));
                 // Connections that outlived the grace end here, by reset.
                 drop(local);
             })
@@ -227,61 +231,126 @@ pub struct Served {
     pub ports: [u16; 2],
 }
 
+/// The two tasks that accept a pod's connections.
+type Accepting = HashMap<WorkloadUid, [tokio::task::JoinHandle<()>; 2]>;
+
 async fn run(
     settings: Settings,
     handles: Handles,
     mut changes: mpsc::UnboundedReceiver<ListenerChange>,
-    shutdown: Shutdown,
+    leaving: Leaving,
 ) {
     let local = Local::new(settings, handles);
-    let mut served: HashMap<WorkloadUid, [tokio::task::JoinHandle<()>; 2]> = HashMap::new();
-    let mut policy_changes = local.handles.policies.changes();
-    let mut registry_changes = local.handles.registry.changes();
-    let mut seen = local.handles.registry.snapshot().version;
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
-    let stop = shutdown.requested();
-    tokio::pin!(stop);
+    let mut accepting = Accepting::new();
+    let mut duties = Duties::new(&local);
+    let (mut drain, mut stop) = (pin!(leaving.draining.requested()), pin!(leaving.stopping.requested()));
     loop {
         tokio::select! {
             () = &mut stop => break,
-            change = changes.recv() => match change {
-                Some(ListenerChange::Added { pod, outbound, inbound }) => {
-                    let uid = pod.workload().uid.clone();
-                    match listen(&local, pod, outbound, inbound) {
-                        Ok(tasks) => {
-                            if let Some(old) = served.insert(uid, tasks) {
-                                old.iter().for_each(tokio::task::JoinHandle::abort);
-                            }
-                        }
-                        Err(error) => tracing::error!(%error, pod = %uid, "a pod's listeners cannot be served"),
-                    }
+            () = &mut drain => {
+                tokio::select! {
+                    () = &mut stop => {}
+                    () = serve_out(&local, &mut accepting, &mut duties) => {}
                 }
-                Some(ListenerChange::Removed { pod }) => {
-                    let uid = pod.workload().uid.clone();
-                    if let Some(tasks) = served.remove(&uid) {
-                        tasks.iter().for_each(tokio::task::JoinHandle::abort);
-                    }
-                    local.pods.borrow_mut().remove(&uid);
-                    local.close_all_of(Some(&uid));
-                    local.pool.sweep(clock::now(), |known| *known != uid);
-                    let idle_max = settings.http.idle_upstream_max;
-                    local.upstreams.sweep(clock::now(), idle_max, |known| *known != uid);
-                }
-                None => break,
-            },
-            Ok(()) = policy_changes.changed() => local.judge_again(),
-            Ok(()) = registry_changes.changed() => seen = local.follow_registry(seen),
-            _ = sweep.tick() => local.sweep(),
+                break;
+            }
+            Some(change) = changes.recv() => follow(&local, &mut accepting, change),
+            () = duties.next(&local) => {}
         }
     }
-    served.into_values().flatten().for_each(|task| task.abort());
+    stop_accepting(&mut accepting);
     local.close_all_of(None);
-    let _ = tokio::time::timeout(settings.shutdown_grace, async {
+    let ended = tokio::time::timeout(settings.shutdown_grace, async {
         while !local.open.is_empty() {
             tokio::task::yield_now().await;
         }
-    })
-    .await;
+    });
+    // What outlives the grace is reset.
+    let _ = ended.await;
+}
+
+/// Begins or ends to serve a pod.
+fn follow(local: &Rc<Local>, accepting: &mut Accepting, change: ListenerChange) {
+    match change {
+        ListenerChange::Added { pod, outbound, inbound } => {
+            let uid = pod.workload().uid.clone();
+            match listen(local, pod, outbound, inbound) {
+                Ok(tasks) => {
+                    if let Some(old) = accepting.insert(uid, tasks) {
+                        old.iter().for_each(tokio::task::JoinHandle::abort);
+                    }
+                }
+                Err(error) => tracing::error!(%error, pod = %uid, "a pod's listeners cannot be served"),
+            }
+        }
+        ListenerChange::Removed { pod } => {
+            let uid = pod.workload().uid.clone();
+            if let Some(tasks) = accepting.remove(&uid) {
+                tasks.iter().for_each(tokio::task::JoinHandle::abort);
+            }
+            local.pods.borrow_mut().remove(&uid);
+            local.close_all_of(Some(&uid));
+            local.pool.sweep(clock::now(), |known| *known != uid);
+            let idle_max = local.settings.http.idle_upstream_max;
+            local.upstreams.sweep(clock::now(), idle_max, |known| *known != uid);
+        }
+    }
+}
+
+/// Another agent has the pods. Takes what still waits in the listeners' queues, and serves what is open until nothing is.
+async fn serve_out(local: &Rc<Local>, accepting: &mut Accepting, duties: &mut Duties) {
+    local.open.drain();
+    let last_arrivals = clock::now() + local.settings.last_arrivals;
+    let mut look = tokio::time::interval(DRAINED_EVERY);
+    loop {
+        tokio::select! {
+            () = duties.next(local) => {}
+            _ = look.tick() => {
+                if clock::now() < last_arrivals {
+                    continue;
+                }
+                stop_accepting(accepting);
+                if local.open.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn stop_accepting(accepting: &mut Accepting) {
+    for (_, tasks) in accepting.drain() {
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// What a worker does besides carrying connections.
+struct Duties {
+    policies: watch::Receiver<u64>,
+    registry: watch::Receiver<u64>,
+    /// The version of the registry that was followed.
+    seen: u64,
+    sweep: tokio::time::Interval,
+}
+
+impl Duties {
+    fn new(local: &Local) -> Self {
+        Self {
+            policies: local.handles.policies.changes(),
+            registry: local.handles.registry.changes(),
+            seen: local.handles.registry.snapshot().version,
+            sweep: tokio::time::interval(SWEEP_EVERY),
+        }
+    }
+
+    /// Waits for one of them and does it. Cancel safe.
+    async fn next(&mut self, local: &Local) {
+        tokio::select! {
+            Ok(()) = self.policies.changed() => local.judge_again(),
+            Ok(()) = self.registry.changed() => self.seen = local.follow_registry(self.seen),
+            _ = self.sweep.tick() => local.sweep(),
+        }
+    }
 }
 
 fn listen(

@@ -1,7 +1,8 @@
 //! Weft in the cluster: deploy/ as it stands, applied with kubectl, and ready when its own probes say so.
 //!
-//! The API server is older than two things in deploy/, which are taken out on the way: rules in the expression language (a
-//! newer server checks them), and version v1 of PodDisruptionBudgets (here it is v1beta1). Nothing else is changed.
+//! The API server is older than three things in deploy/, which are taken out on the way: rules in the expression language (a
+//! newer server checks them), version v1 of PodDisruptionBudgets (here it is v1beta1), and an update of the agents that starts
+//! the new one first (`maxSurge`; here the old one leaves first). Nothing else is changed.
 
 use std::path::Path;
 use std::process::Command;
@@ -128,6 +129,9 @@ pub fn for_an_older_server(documents: &str) -> String {
         without_rules(&mut document);
         if document["kind"] == "PodDisruptionBudget" {
             document["apiVersion"] = "policy/v1beta1".into();
+        }
+        if document["kind"] == "DaemonSet" {
+            document["spec"]["updateStrategy"]["rollingUpdate"] = json!({ "maxUnavailable": 1 });
         }
         kept.push(document);
     }

@@ -125,7 +125,9 @@ impl Lab {
             let place = words.iter().position(|word| word == flag);
             words[place.expect("the agent was started with this flag") + 1] = (*value).to_owned();
         }
-        let log = self.state.dir.join("logs/impostor.log");
+        let logs = self.state.dir.join("logs");
+        let number = fs::read_dir(&logs).expect("a lab has logs").count();
+        let log = logs.join(format!("impostor-{number}.log"));
         let file = fs::File::create(&log).expect("the log can be written");
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.node(node).netns.display())).arg("--").args(words);
@@ -161,6 +163,20 @@ impl Lab {
     #[track_caller]
     pub fn restart_agent(&mut self, node: &str) {
         self.lab_command(&["restart", node, "--json"]);
+    }
+
+    /// Starts a node's new agent beside the running one, which is asked to end once the new one is ready to take over. Gives the
+    /// old one, which may go on for a while.
+    #[track_caller]
+    pub fn replace_agent(&mut self, node: &str) -> Process {
+        let old = self.agent(node).clone();
+        self.lab_command(&["restart", node, "--beside", "--json"]);
+        old
+    }
+
+    /// Whether a process of the mesh has ended.
+    pub fn has_ended(&self, process: &Process) -> bool {
+        is_gone(process.pid)
     }
 
     /// Starts control anew; one that runs is asked to end first.

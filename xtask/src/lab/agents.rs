@@ -114,6 +114,20 @@ pub fn restart(lab: &mut Lab, names: &Names, what: &str, signal: Signal) -> Resu
     started.wait_ready()
 }
 
+/// Starts a node's new agent beside the running one, and asks that one to end when the new one is ready to take over.
+pub fn replace(lab: &mut Lab, names: &Names, node: &str) -> Result<()> {
+    let binary = find_agent()?;
+    let index = lab.node_number(node)? - 1;
+    let node = &lab.nodes[index];
+    let before = node.agent.as_ref().context("this lab has no mesh")?.pid;
+    let (agent, started) = start_agent(lab, names, node, &binary)?;
+    started.wait_ready()?;
+    kill(Pid::from_raw(before.cast_signed()), Signal::SIGTERM)
+        .with_context(|| format!("the agent of {} (process {before}) does not run", node.name))?;
+    lab.nodes[index].agent = Some(agent);
+    lab.save()
+}
+
 /// Sends a signal to the processes of a cgroup and waits until they are gone.
 pub fn end(cgroup: &Path, signal: Signal) -> Result<()> {
     for pid in cgroup::processes(cgroup) {

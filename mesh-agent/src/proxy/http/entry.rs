@@ -170,7 +170,7 @@ async fn serve_h1(
         .header_read_timeout(None)
         .timer(TokioTimer::new());
     let mut running = pin!(builder.serve_connection(downstream, service).with_upgrades());
-    until_closed(connection, running.as_mut(), |running| running.graceful_shutdown()).await
+    until_closed(connection, running.as_mut(), false, |running| running.graceful_shutdown()).await
 }
 
 async fn serve_h2(
@@ -191,23 +191,30 @@ async fn serve_h2(
         .max_local_error_reset_streams(limits.reset_streams_max)
         .timer(TokioTimer::new());
     let mut running = pin!(builder.serve_connection(downstream, service));
-    until_closed(connection, running.as_mut(), |running| running.graceful_shutdown()).await
+    // GOAWAY: streams that are open are served to their end, and the client opens its next ones elsewhere (RFC 9113 section 6.8).
+    until_closed(connection, running.as_mut(), true, |running| running.graceful_shutdown()).await
 }
 
-/// Runs hyper until the connection is over or told to end. An agent that stops lets the requests that are under way finish.
+/// Runs hyper until the connection is over or told to end. An agent that stops lets the requests that are under way finish. One
+/// that drains does so at once only where `drains`: in HTTP/1 the next response says that it is the last (`request::serve`),
+/// since a connection that is closed while it looks idle can meet a request on its way.
 async fn until_closed<F: Future<Output = hyper::Result<()>>>(
     connection: &Connection,
     mut running: Pin<&mut F>,
+    drains: bool,
     stop: impl Fn(Pin<&mut F>),
 ) -> Result<(), Stopped> {
     let mut is_stopping = false;
     poll_fn(|context| {
-        if let Some(ending) = connection.close.poll(context).filter(|_| !is_stopping) {
-            if ending != Ending::Shutdown {
-                return Poll::Ready(Err(Stopped::Told(ending)));
+        if !is_stopping {
+            is_stopping = match connection.close.poll(context) {
+                Some(Ending::Shutdown) => true,
+                Some(ending) => return Poll::Ready(Err(Stopped::Told(ending))),
+                None => drains && connection.close.is_draining(),
+            };
+            if is_stopping {
+                stop(running.as_mut());
             }
-            is_stopping = true;
-            stop(running.as_mut());
         }
         running.as_mut().poll(context).map_err(Stopped::Broken)
     })

@@ -64,6 +64,14 @@ pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
 }
 
+/// Says of an HTTP/1 response that it is the last on its connection (RFC 9112 section 9.6). One that changes the protocol is
+/// not: what follows it is no HTTP.
+pub fn announce_end(headers: &mut HeaderMap) {
+    if !headers.contains_key(UPGRADE) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
 /// Makes the host stand where the version has it: in `Host` for HTTP/1, in the target for HTTP/2. `path` is the path and
 /// query to ask for; `None` leaves an authority-form target (CONNECT) alone.
 pub fn address<B>(request: &mut Request<B>, host: Option<HeaderValue>, path: Option<&str>, version: Version) {

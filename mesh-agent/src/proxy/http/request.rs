@@ -49,10 +49,13 @@ pub fn serve(
     }
     let mut exchange = Box::new(Exchange::new(connection, &request));
     async move {
-        let response = match Box::pin(exchange.journey(request)).await {
+        let mut response = match Box::pin(exchange.journey(request)).await {
             Ok(response) => response,
             Err(answer) => exchange.say(&answer),
         };
+        if exchange.connection.close.is_draining() && !exchange.client_speaks_h2 {
+            headers::announce_end(response.headers_mut());
+        }
         if let Some(seen) = &exchange.connection.seen {
             seen.interim.close();
             seen.answer_protocol(is_switched(response.status(), &exchange.method));

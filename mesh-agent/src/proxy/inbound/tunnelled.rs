@@ -103,7 +103,7 @@ fn refuse_tunnel(
 /// Waits for the next connection on an idle tunnel. `None`: the tunnel is over.
 async fn next_open(carrier: &mut Carrier, close: &CloseSignal, local: &Local) -> Option<Box<Open>> {
     let next = poll_fn(|context| {
-        if close.poll(context).is_some() {
+        if close.poll(context).is_some() || close.is_draining() {
             return Poll::Ready(Ok(None));
         }
         loop {
