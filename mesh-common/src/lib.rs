@@ -116,6 +116,8 @@ pub mod workload {
     pub const FAIL_PLAIN: u32 = 8;
     /// No client without a verified identity may reach it, so UDP, which has none, is refused.
     pub const STRICT: u32 = 16;
+    /// Made up for the agent's probes: there the agent's own sockets play a pod's.
+    pub const PROBE: u32 = 32;
 }
 
 /// Bits of [`Frontend::flags`].

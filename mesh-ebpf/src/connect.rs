@@ -95,7 +95,7 @@ fn connect<const V6: bool>(ctx: &SockAddrContext) -> i32 {
     let Some(source) = (unsafe { WORKLOADS.get(call.netns) }) else {
         return unknown_source::<V6>(ctx, &call);
     };
-    if is_agent() {
+    if source.flags & workload::PROBE == 0 && is_agent() {
         return pass();
     }
     match sock_addr::protocol(raw) {

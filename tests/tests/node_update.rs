@@ -4,12 +4,16 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use mesh_tests::http::Session;
 use mesh_tests::http::routes::{self, CLIENTS, FILE, PORTS, SERVERS};
 use mesh_tests::lab::Options;
 use mesh_tests::wire::Serve;
-use mesh_tests::{Ask, Backend, Lab, Web, World, eventually};
+use mesh_tests::{Ask, Backend, Lab, Web, World, eventually, wait};
+
+/// The drain deadline, and what a busy machine adds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn world() -> World {
     World::new().meshed("shop").pod("shop/web", "node-1").pod("shop/near", "node-1").pod("shop/far", "node-2")
@@ -17,7 +21,7 @@ fn world() -> World {
 
 /// The new agent has the pods.
 fn has_pods(lab: &Lab, node: &str, pods: f64) {
-    eventually("the new agent has the pods", || {
+    wait::within(PATIENCE, "the new agent has the pods", || {
         (lab.metrics(node).sum("weft_enrolled_pods", &[]) >= pods).then_some(())
     });
 }
@@ -35,20 +39,22 @@ fn a_node_changes_its_agent_under_load_and_no_call_fails() {
     let callers = [lab.probe("shop/web"), lab.probe("shop/web"), lab.probe("shop/far")];
     let to = ["shop/near", "shop/far", "shop/web"].map(|pod| lab.v4(pod, 8080));
     let loads: Vec<_> = callers.iter().zip(to).map(|(caller, to)| caller.load(&[to], 1000)).collect();
-    let more = |than: u64| loads.iter().all(|load| load.seen().good > than).then_some(());
-    eventually("traffic flows", || more(50));
+    let seen = || loads.iter().map(|load| load.seen().good).collect::<Vec<_>>();
+    let more =
+        |before: &[u64]| seen().iter().zip(before).all(|(now, before)| *now > before + 50).then_some(());
+    eventually("traffic flows", || more(&[0; 3]));
 
     for round in 1..=2 {
         let old = lab.replace_agent("node-1");
         has_pods(&lab, "node-1", 2.0);
-        let good = loads.iter().map(|load| load.seen().good).max().unwrap_or_default();
-        eventually("traffic flows under the new agent", || more(good + 50));
+        let before = seen();
+        wait::within(PATIENCE, "traffic flows under the new agent", || more(&before));
         if round == 1 {
             assert!(!lab.has_ended(&old), "the old agent still has a connection");
             for conn in [&held, &local] {
                 assert_eq!(conn.exchange("and it goes on").as_deref(), Ok("and it goes on"));
             }
-            held.finish().expect("it is open");
+            held.finish_sending().expect("it is open");
             assert_eq!(held.receive().map_err(|refusal| refusal.0), Err("eof".to_owned()));
         }
         eventually("the old agent ends with its last connection", || lab.has_ended(&old).then_some(()));
@@ -92,10 +98,10 @@ fn an_agent_that_is_killed_is_followed_at_once_by_the_one_that_waits() {
     let _served = far.serve(8080, Serve::Greet);
     let to = lab.v4("shop/far", 8080);
     web.call(to).expect("all is well");
-    let (_next, log) = lab.impostor("node-1", &[]);
+    let (next, log) = lab.impostor("node-1", &[]);
     let says = |what: &str| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(what)).then_some(());
     eventually("the second agent waits", || says("ready to take over"));
-    let (_third, refused) = lab.impostor("node-1", &[]);
+    let (third, refused) = lab.impostor("node-1", &[]);
     eventually("a third one is turned away", || {
         std::fs::read_to_string(&refused).is_ok_and(|text| text.contains("two agents use")).then_some(())
     });
@@ -103,7 +109,17 @@ fn an_agent_that_is_killed_is_followed_at_once_by_the_one_that_waits() {
     lab.kill_agent("node-1");
     eventually("the second agent has the pods", || web.call(to).ok().map(drop));
     eventually("and says so", || says("pod joined the mesh"));
+    drop((next, third));
     lab.down();
+}
+
+/// Tells clients to stop, when the test fails too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What a client of requests saw that keeps its connection as long as the other side lets it.
@@ -147,7 +163,7 @@ fn was_never_sent(error: &anyhow::Error) -> bool {
 
 #[test]
 fn requests_on_kept_connections_go_on_over_updates_of_both_nodes() {
-    let mut lab = Lab::up(&routes::world());
+    let mut lab = Lab::up_with(&routes::world(), &Options::default().agent_arg("--drain-deadline=3s"));
     let _servers = SERVERS.map(|pod| Backend::start(&lab, pod, &PORTS));
     lab.apply(FILE, &routes::everything_to("all", "echo:80", "echo:80"));
     let webs = CLIENTS.map(|pod| Web::start(&lab, pod));
@@ -166,13 +182,14 @@ fn requests_on_kept_connections_go_on_over_updates_of_both_nodes() {
                 clients.push((is_http2, scope.spawn(move || keep_asking(web, to, is_http2, stop))));
             }
         }
+        let ended = Stop(&stop);
         for node in ["node-1", "node-2"] {
             let old = lab.replace_agent(node);
             has_pods(&lab, node, 2.0);
-            // All of them are in use, so each is given up with its next answer.
-            eventually("the old agent ends with its last connection", || lab.has_ended(&old).then_some(()));
+            // Connections in use are given up with their next answer, idle ones at the deadline.
+            wait::within(PATIENCE, "the old agent ends", || lab.has_ended(&old).then_some(()));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ended);
         for (is_http2, client) in clients {
             let asked = client.join().expect("no panic");
             assert!(asked.failed.is_empty(), "HTTP/2 {is_http2}: {asked:?}");

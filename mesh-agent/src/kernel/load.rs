@@ -312,6 +312,16 @@ impl Kernel {
         self.maps.config.put(&0, &value)
     }
 
+    /// Switches the fast path on, and leaves the other settings as they are: an agent that makes way may still serve by
+    /// them. [`Kernel::configure`] writes the real ones afterwards.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    pub fn configure_for_probes(&self) -> Result<(), Error> {
+        let before = self.maps.config.get(&0)?.unwrap_or_default();
+        self.configure(true, before.flags & config::RESOLVE_UNMESHED != 0)
+    }
+
     /// The tables.
     pub fn maps(&self) -> &std::sync::Arc<Maps> {
         &self.maps

@@ -56,18 +56,14 @@ impl Arena {
             .map_err(fail("getsockopt(SO_NETNS_COOKIE)"))?;
         let maps = kernel.maps().clone();
         let own = own_cgroup()?;
-        // An agent's own sockets are left alone; here they play pods. `capture` makes the entry again.
-        let id = cgroup::id(&own).map_err(fail("reading a control group's number"))?;
-        maps.agents.remove(&id)?;
         let arena = Self { maps, netns, _links: kernel.attach_for_probes(&own)? };
         arena.introduce()?;
-        // The fast path is on for the probes; `capture` writes the real settings afterwards.
-        kernel.configure(true, false)?;
+        kernel.configure_for_probes()?;
         Ok(arena)
     }
 
     fn introduce(&self) -> Result<(), Error> {
-        let flags = workload::LOCAL | workload::ENROLLED | workload::SPLICE;
+        let flags = workload::LOCAL | workload::ENROLLED | workload::SPLICE | workload::PROBE;
         let client =
             Workload { id: CLIENT, flags, address4: Address::v4(CLIENT_IP.octets()), ..Workload::default() };
         self.maps.workloads.put(&self.netns, &client)?;
