@@ -3,6 +3,7 @@
 //! One change is one thing that happens to a pod; an API server makes of it one event (labels) to five (a pod replaced
 //! behind two services). Changes come one by one, evenly spaced, in an order that is the same in every run.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ const DOWN_FOR: Duration = Duration::from_secs(5);
 
 /// How long a change that is late may be waited for when all have been made.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many of the slowest changes are told one by one.
+const SLOWEST_TOLD: usize = 5;
 
 /// Start of the order of changes. Any number would do.
 const SEED: u64 = 0x5ca1_ab1e;
@@ -89,8 +93,38 @@ fn told(arrivals: &[Arrival], left: usize) -> Value {
         "all": of(|_| true),
         "addresses": of(|effect| matches!(effect, Effect::Address { .. })),
         "endpoints": of(|effect| matches!(effect, Effect::Endpoint { .. })),
+        "slowest": slowest(arrivals),
         "neverSeen": left,
     })
+}
+
+/// Which took longest, and how long after the first change they happened: an agent may be slow at the beginning, now and
+/// then, or all the time.
+fn slowest(arrivals: &[Arrival]) -> Vec<Value> {
+    let mut slowest: Vec<&Arrival> = arrivals.iter().collect();
+    slowest.sort_by_key(|arrival| Reverse(arrival.took));
+    let first = arrivals.iter().map(|arrival| arrival.since).min();
+    let told = |arrival: &&Arrival| {
+        let what = match arrival.effect {
+            Effect::Address { present, .. } => {
+                if present {
+                    "new address"
+                } else {
+                    "address gone"
+                }
+            }
+            Effect::Endpoint { present, .. } => {
+                if present {
+                    "new endpoint"
+                } else {
+                    "endpoint gone"
+                }
+            }
+        };
+        let after = first.map(|first| arrival.since.duration_since(first).as_secs_f64());
+        json!({"what": what, "afterS": after, "tookMs": arrival.took.as_secs_f64() * 1e3})
+    };
+    slowest.iter().take(SLOWEST_TOLD).map(told).collect()
 }
 
 /// The smallest value that `share` of them do not exceed.

@@ -60,6 +60,8 @@ impl Effect {
 pub struct Arrival {
     /// Which.
     pub effect: Effect,
+    /// When the event was taken to be written.
+    pub since: Instant,
     /// From the socket to the map.
     pub took: Duration,
 }
@@ -151,7 +153,7 @@ fn look(
         let mut arrivals = Vec::new();
         for (effect, since) in waiting {
             match effect.has_come(kernel)? {
-                true => arrivals.push(Arrival { effect, took: clock::now().duration_since(since) }),
+                true => arrivals.push(Arrival { effect, since, took: clock::now().duration_since(since) }),
                 false => left.push((effect, since)),
             }
         }

@@ -131,8 +131,22 @@ pub struct Arrivals {
     pub addresses: Times,
     /// Endpoints come and gone.
     pub endpoints: Times,
+    /// Some that took longest, one by one.
+    pub slowest: Vec<Slow>,
     /// Those that never came.
     pub never_seen: u64,
+}
+
+/// A change that took long.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Slow {
+    /// What it was.
+    pub what: String,
+    /// When it happened, after the first change.
+    pub after_s: f64,
+    /// From change to map.
+    pub took_ms: f64,
 }
 
 /// Times.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::simulator::{Counts, Times};
+use super::simulator::{Counts, Slow, Times};
 use super::{Measured, Options, Window};
 use crate::bench::report::{Report, Wanted, number};
 
@@ -110,6 +110,12 @@ fn changes(report: &mut Report, measured: &Measured) {
     }
     if arrivals.all.count == 0 {
         report.wrong.push("no change came into the kernel".to_owned());
+    }
+    let slow =
+        |slow: &Slow| format!("{} ms ({}, at {} s)", number(slow.took_ms), slow.what, number(slow.after_s));
+    if !arrivals.slowest.is_empty() {
+        let all: Vec<String> = arrivals.slowest.iter().map(slow).collect();
+        report.notes.push(format!("slowest: {}", all.join(", ")));
     }
     let late = number(changes.late_max_ms);
     report.notes.push(format!("a change is one thing that happens to a pod, and makes 1 to 5 events; the latest was made {late} ms late"));
