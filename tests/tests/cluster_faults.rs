@@ -6,9 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use mesh_tests::cluster::manifest::{PORT, Pod, documents, service};
-use mesh_tests::cluster::{Cluster, Namespace, PATIENCE, mesh};
+use mesh_tests::cluster::{Cluster, Namespace, PATIENCE, is_ready, mesh};
 use mesh_tests::wire::Serve;
 use mesh_tests::{Probe, wait};
+use serde_json::json;
 
 /// How long the API server is away. Longer than an agent's longest pause between tries at the start.
 const AWAY: Duration = Duration::from_secs(10);
@@ -172,8 +173,7 @@ fn a_node_that_lost_its_power_is_missed_and_comes_back_into_the_mesh() {
     mesh::wait_ready(&cluster);
     wait::within(PATIENCE, "the node's pods run again", || {
         let pod = cluster.pod(name, "far");
-        (mesh_tests::cluster::is_ready(&pod) && pod["status"]["containerStatuses"][0]["restartCount"] != 0)
-            .then_some(())
+        (is_ready(&pod) && pod["status"]["containerStatuses"][0]["restartCount"] != 0).then_some(())
     });
     mesh::wait_enrolled(&cluster, name);
     let server = cluster.probe(name, "far");
@@ -210,4 +210,70 @@ fn agents_are_replaced_one_node_after_the_other_and_calls_recover() {
     thread::sleep(Duration::from_secs(3));
     let after = after.stop();
     assert!(after.good > 10 && after.bad == 0, "{after:?}");
+}
+
+/// What an update with `maxSurge` does on a node (this Kubernetes is too old for it): a pod like the DaemonSet's starts beside
+/// the one that is there, and the old one is deleted when the new one is ready.
+#[test]
+fn a_nodes_agent_is_replaced_by_one_that_was_started_beside_it_and_no_call_fails() {
+    let cluster = Cluster::running();
+    mesh::install(&cluster);
+    let scene = Scene::set(&cluster, "beside");
+    let before = agent_on(&cluster, "node-1");
+    let daemon_set = cluster.get(&["--namespace", mesh::SYSTEM, "daemonset", "weft-agent"]);
+    let mut spec = daemon_set["spec"]["template"]["spec"].clone();
+    spec["nodeName"] = "node-1".into();
+    let annotations = &daemon_set["spec"]["template"]["metadata"]["annotations"];
+    let next = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        // Other labels: a DaemonSet adopts what looks like its own.
+        "metadata": { "name": NEXT, "namespace": mesh::SYSTEM, "annotations": annotations },
+        "spec": spec,
+    });
+    let load = scene.client.load(&scene.addresses(), PAUSE_US);
+    cluster.apply(&next.to_string());
+    wait_agent(&cluster, NEXT);
+    delete_agent(&cluster, &before);
+    wait::within(PATIENCE, "the next agent has the pods", || {
+        mesh::is_enrolled(&cluster, "node-1", &scene.namespace.name, "web").then_some(())
+    });
+    // The DaemonSet's new pod waits behind the one of this test, and has its turn when that goes.
+    let after = wait::within(PATIENCE, "the DaemonSet makes a new pod", || {
+        Some(agent_on(&cluster, "node-1")).filter(|name| *name != before)
+    });
+    wait_agent(&cluster, &after);
+    delete_agent(&cluster, NEXT);
+    mesh::wait_ready(&cluster);
+    mesh::wait_enrolled(&cluster, &scene.namespace.name);
+    thread::sleep(Duration::from_secs(2));
+    let during = load.stop();
+    assert!(during.good > 100, "{during:?}");
+    assert_eq!((during.bad, &during.faults), (0, &Vec::new()), "{during:?}");
+    let pod = cluster.pod(mesh::SYSTEM, &after);
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{}", pod["status"]);
+}
+
+/// The pod that is started beside the DaemonSet's.
+const NEXT: &str = "weft-agent-next";
+
+/// The name of the DaemonSet's pod on a node; the newest, while one is being deleted.
+fn agent_on(cluster: &Cluster, node: &str) -> String {
+    let selector = "app.kubernetes.io/component=agent";
+    let pods = cluster.get(&["--namespace", mesh::SYSTEM, "pods", "--selector", selector]);
+    let pods = pods["items"].as_array().expect("a list of pods");
+    let there = pods.iter().filter(|pod| pod["spec"]["nodeName"] == node);
+    let newest = there.max_by_key(|pod| pod["metadata"]["creationTimestamp"].to_string());
+    newest.and_then(|pod| pod["metadata"]["name"].as_str()).expect("every node has an agent").to_owned()
+}
+
+fn wait_agent(cluster: &Cluster, name: &str) {
+    wait::within(PATIENCE, &format!("{name} is ready"), || {
+        is_ready(&cluster.pod(mesh::SYSTEM, name)).then_some(())
+    });
+}
+
+/// Deletes it and waits until it is gone, with its connections.
+fn delete_agent(cluster: &Cluster, name: &str) {
+    cluster.kubectl_ok(&["--namespace", mesh::SYSTEM, "delete", "pod", name, "--timeout=90s"]);
 }
