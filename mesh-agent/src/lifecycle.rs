@@ -4,14 +4,16 @@
 //! Layer 1. The only room that may ask for the time; everywhere else time is an argument. Nothing here knows what a
 //! connection is.
 //!
-//! Reading order: [`clock`], [`tasks`], [`file_event`], [`readiness`], [`shutdown`].
+//! Reading order: [`clock`], [`tasks`], [`file_event`], [`readiness`], [`shutdown`], [`bucket`].
 #![forbid(unsafe_code)]
 
+pub mod bucket;
 pub mod clock;
 pub mod file_event;
 pub mod readiness;
 pub mod shutdown;
 pub mod tasks;
 
+pub use bucket::Bucket;
 pub use readiness::{Block, Readiness};
 pub use shutdown::{Shutdown, Trigger};

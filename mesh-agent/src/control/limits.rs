@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::lifecycle::Bucket;
+
 /// Requests that a node may make at once: a full restart with a certificate for every pod, several times over.
 const BURST: f64 = 1000.0;
 
@@ -17,32 +19,6 @@ const PER_SECOND: f64 = 200.0;
 #[derive(Debug, Default)]
 pub struct Limits {
     buckets: HashMap<Arc<str>, Bucket>,
-}
-
-/// One bucket.
-#[derive(Debug)]
-pub(super) struct Bucket {
-    tokens: f64,
-    filled_at: Instant,
-}
-
-impl Bucket {
-    /// One that holds all it can.
-    pub(super) fn full(burst: f64, now: Instant) -> Self {
-        Self { tokens: burst, filled_at: now }
-    }
-
-    /// Takes one token; false when there is none.
-    pub(super) fn take(&mut self, burst: f64, per_second: f64, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.filled_at);
-        self.tokens = (self.tokens + elapsed.as_secs_f64() * per_second).min(burst);
-        self.filled_at = now;
-        let admitted = self.tokens >= 1.0;
-        if admitted {
-            self.tokens -= 1.0;
-        }
-        admitted
-    }
 }
 
 impl Limits {

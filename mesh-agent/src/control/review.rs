@@ -22,8 +22,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use super::callers::Unknown;
-use super::limits::Bucket;
-use crate::lifecycle::clock;
+use crate::lifecycle::{Bucket, clock};
 use crate::model::{WorkloadName, WorkloadUid};
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
