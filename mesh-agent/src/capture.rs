@@ -4,13 +4,14 @@
 //! network namespaces, and answers the proxy's questions: which pod is this, where did its socket want to go, who on this
 //! node dialled it, and open me a socket in that pod. It never reads a byte of a connection.
 //!
-//! Reading order: [`sandbox`] and [`groups`] (where pods run), [`enrol`] (catching one), [`compile`] (what the kernel must know),
+//! Reading order: [`sandbox`] and [`groups`] (where pods run), [`enrol`] (catching one), [`complaint`] (what keeps one from it), [`compile`] (what the kernel must know),
 //! [`numbers`] and [`tracked`] (what that stands on), [`tables`] (telling it), [`keeper`] (the task that keeps all this true), `watch` (what wakes it), `heart` (its sign of life) and [`succession`] (two agents on one node), [`flows`] and [`habit`] (connections that
 //! never pass the agent), [`origins`] and [`callers`] (the proxy's questions).
 #![forbid(unsafe_code)]
 
 pub mod callers;
 pub mod compile;
+pub mod complaint;
 pub mod enrol;
 pub mod flows;
 pub mod groups;
@@ -27,7 +28,8 @@ mod watch;
 
 pub use callers::{Caller, Callers, KernelCallers};
 pub use compile::reads_requests;
-pub use keeper::{Capture, FastPath, Handles, Settings, start};
+pub use complaint::Complaint;
+pub use keeper::{Capture, FastPath, Handles, Settings, State, start};
 pub use origins::KernelOrigins;
 pub use succession::Left;
 

@@ -239,7 +239,10 @@ fn windows(
             let state = complaints.get().map(|parts| parts.capture.state());
             state.map_or_else(
                 || json!([]),
-                |state| json!(state.problems.iter().chain(&state.left_out).collect::<Vec<_>>()),
+                |state| {
+                    let all = state.problems.iter().chain(&state.left_out);
+                    json!(all.map(ToString::to_string).collect::<Vec<_>>())
+                },
             )
         })
 }

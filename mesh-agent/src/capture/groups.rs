@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::complaint::Complaint;
 use super::sandbox::{Look, Sandbox};
 use crate::kernel::cgroup::{self, Mounts};
 use crate::lifecycle::clock;
@@ -132,7 +133,7 @@ impl Groups {
         let is_due = !workload.addresses.is_empty() && !workload.terminating;
         let mut complain = |problem: String| {
             if is_due {
-                look.problems.push(format!("pod {}: {problem}", workload.name));
+                look.problems.push(Complaint::of_pod(workload, problem));
             }
         };
         let Some((uid, group)) = group else {
@@ -150,10 +151,9 @@ impl Groups {
             }
             Inside::Sandboxed(runtime) => {
                 let reason = format!(
-                    "pod {}: it runs in {runtime}, where none of its connections can be caught, and stays outside the mesh",
-                    workload.name
+                    "it runs in {runtime}, where none of its connections can be caught, and stays outside the mesh"
                 );
-                return look.left_out.push(reason);
+                return look.left_out.push(Complaint::of_pod(workload, reason));
             }
         };
         if !group.unified {

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use super::compile::{Caught, Inputs, Plan};
+use super::complaint::Complaint;
 use super::flows::Flows;
 use super::habit::Habits;
 use super::heart::Heart;
@@ -84,10 +84,10 @@ pub struct Handles {
     pub wanted_identities: Box<dyn Fn(HashSet<SpiffeId>) + Send>,
 }
 
-/// Read handle for the admin room. Cheap to clone.
+/// Read handle for the rooms that tell of it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Capture {
-    state: Arc<ArcSwap<State>>,
+    state: watch::Receiver<Arc<State>>,
     left: watch::Receiver<Option<Left>>,
 }
 
@@ -96,16 +96,21 @@ pub struct Capture {
 pub struct State {
     /// Caught pods.
     pub pods: Vec<(Arc<Pod>, Caught)>,
-    /// Complaints, by pod or sandbox file.
-    pub problems: Vec<String>,
+    /// What is wrong, and may mend itself.
+    pub problems: Vec<Complaint>,
     /// Pods that stay outside the mesh although they were asked into it, and why.
-    pub left_out: Vec<String>,
+    pub left_out: Vec<Complaint>,
 }
 
 impl Capture {
     /// The newest state.
     pub fn state(&self) -> Arc<State> {
-        self.state.load_full()
+        self.state.borrow().clone()
+    }
+
+    /// Every state that comes, until the keeper has stopped.
+    pub fn states(&self) -> watch::Receiver<Arc<State>> {
+        self.state.clone()
     }
 
     /// Completes when the keeper has stopped, and says who has the pods now. Cancel safe.
@@ -130,9 +135,9 @@ pub fn start(
     shutdown: Shutdown,
 ) -> Result<Capture, Error> {
     let events = Events::new(kernel.take_events()?)?;
-    let state = Arc::new(ArcSwap::from_pointee(State::default()));
+    let (state, published) = watch::channel(Arc::new(State::default()));
     let (leaving, left) = watch::channel(None);
-    let capture = Capture { state: state.clone(), left };
+    let capture = Capture { state: published, left };
     let mut numbers = Numbers::new(kernel.generation());
     numbers.avoid(tables::numbers_left(kernel.maps()));
     let flows = Flows::new(
@@ -183,7 +188,7 @@ struct Keeper {
     /// Pods that are there and not caught yet, by their control group.
     waiting: Vec<(u64, WorkloadUid)>,
     looked: Option<Instant>,
-    state: Arc<ArcSwap<State>>,
+    state: watch::Sender<Arc<State>>,
 }
 
 impl Keeper {
@@ -298,16 +303,16 @@ impl Keeper {
         errors.iter().chain(configured.as_ref().err()).map(|error| chain(error)).collect()
     }
 
-    fn publish(&self, mut problems: Vec<String>, left_out: Vec<String>) {
+    fn publish(&self, mut problems: Vec<Complaint>, left_out: Vec<Complaint>) {
         problems.sort();
-        let before = self.state.load();
+        let before = self.state.borrow().clone();
         let known = before.problems.iter().chain(&before.left_out).collect::<BTreeSet<_>>();
         for problem in problems.iter().chain(&left_out).filter(|problem| !known.contains(problem)) {
             tracing::warn!("{problem}");
         }
         let pods = self.pods.values().map(|kept| (kept.pod.clone(), kept.caught.clone())).collect();
         self.handles.telemetry.enrolled_pods(self.pods.len());
-        self.state.store(Arc::new(State { pods, problems, left_out }));
+        self.state.send_replace(Arc::new(State { pods, problems, left_out }));
     }
 
     fn publish_counters(&self) {

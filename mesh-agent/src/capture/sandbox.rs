@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::complaint::Complaint;
 use super::groups::Groups;
 use crate::model::{Workload, WorkloadName, WorkloadUid};
 use crate::registry::Snapshot;
@@ -68,9 +69,9 @@ pub struct Look {
     /// Enrolled pods that run here, or are about to.
     pub sandboxes: Found,
     /// What keeps a pod from being caught and may mend itself.
-    pub problems: Vec<String>,
+    pub problems: Vec<Complaint>,
     /// Pods that stay outside the mesh although they were asked into it, and why.
-    pub left_out: Vec<String>,
+    pub left_out: Vec<Complaint>,
 }
 
 /// The source.
@@ -124,6 +125,7 @@ struct File {
 impl Files {
     fn look(&self, snapshot: &Snapshot, node: &str) -> Look {
         let (files, problems) = read_dir(&self.0);
+        let problems = problems.into_iter().map(Complaint::of_node).collect();
         let mut look = Look { problems, ..Look::default() };
         for file in files.into_values() {
             let by_uid = snapshot.workload(&WorkloadUid(file.uid.clone()));

@@ -221,7 +221,7 @@ fn a_static_pod_is_found_by_its_manifests_hash_unless_that_is_anothers_uid() {
     assert!(places(&look).is_empty(), "{look:?}");
     let (look, _) = node.look(vec![pod(UID)]);
     assert!(look.sandboxes.is_empty());
-    assert!(look.problems[0].contains("no control group has its UID"), "{look:?}");
+    assert!(look.problems[0].reason.contains("no control group has its UID"), "{look:?}");
 }
 
 #[test]
@@ -255,7 +255,8 @@ fn a_pod_without_processes_is_waited_for_and_one_in_the_nodes_network_is_told() 
     let (look, _) = node.look(vec![unaddressed, pod(OTHER)]);
     assert!(places(&look).is_empty() && look.sandboxes.len() == 2, "both are held: {look:?}");
     assert_eq!(look.problems.len(), 1, "{look:?}");
-    assert!(look.problems[0].contains("7777") && look.problems[0].contains("node's own network"), "{look:?}");
+    let told = look.problems[0].to_string();
+    assert!(told.contains("7777") && told.contains("node's own network"), "{look:?}");
 }
 
 #[test]
@@ -267,7 +268,7 @@ fn a_pod_behind_another_kernel_is_left_out_with_the_reason() {
         node.process(&format!("v2/kubepods/pod{UID}/{ID}"), "pod", argv0);
         let (look, _) = node.look(vec![pod(UID)]);
         assert!(look.sandboxes.is_empty(), "{look:?}");
-        assert!(look.left_out[0].contains(runtime), "{look:?}");
+        assert!(look.left_out[0].reason.contains(runtime), "{look:?}");
     }
     // A virtual machine that a pod runs is the pod's own business.
     let mut node = Node::new();

@@ -7,6 +7,7 @@ use mesh_common::PODS_MAX;
 
 use super::{Keeper, Kept, chain};
 use crate::capture::ListenerChange;
+use crate::capture::complaint::Complaint;
 use crate::capture::enrol::{self, Opened};
 use crate::capture::sandbox::{Found, Look, Sandbox};
 use crate::kernel::{Netns, cgroup};
@@ -22,7 +23,7 @@ impl Keeper {
 
     /// Something differs between the sandboxes and what is caught, or failed last time.
     pub(super) fn has_work(&self, look: &Look) -> bool {
-        let state = self.state.load();
+        let state = self.state.borrow();
         let is_kept = |(uid, (sandbox, _)): (&WorkloadUid, &(Sandbox, _))| {
             self.pods.get(uid).is_some_and(|kept| sandbox.is_still_at(&kept.place, kept.cgroup.as_deref()))
         };
@@ -43,7 +44,7 @@ impl Keeper {
     /// The same, with what has been seen just now.
     pub(super) fn reconcile_with(&mut self, look: Look) {
         let Look { sandboxes: wanted, mut problems, left_out } = look;
-        problems.extend(self.attach());
+        problems.extend(self.attach().map(Complaint::of_node));
         self.release_unwanted(&wanted);
         let identities = wanted.values().map(|(_, workload)| workload.identity.clone()).collect();
         (self.handles.wanted_identities)(identities);
@@ -62,17 +63,17 @@ impl Keeper {
                     self.hand_to_workers(opened, sandbox);
                     continue;
                 }
-                Some(Err(error)) => problems.push(format!("pod {}: {}", workload.name, chain(&error))),
+                Some(Err(error)) => problems.push(Complaint::of_pod(workload, chain(&error))),
                 None => {}
             }
             let group = sandbox.cgroup.as_deref().and_then(|group| cgroup::id(group).ok());
             self.waiting.extend(group.map(|group| (group, uid.clone())));
         }
-        problems.extend(self.write_tables());
+        problems.extend(self.write_tables().into_iter().map(Complaint::of_node));
         for uid in fresh {
             let Some(kept) = self.pods.get(&uid) else { continue };
             if let Err(error) = self.kernel.attach_inbound(&kept.netns) {
-                problems.push(format!("pod {}: {}", kept.pod.workload().name, chain(&error)));
+                problems.push(Complaint::of_pod(&kept.pod.workload(), chain(&error)));
             }
         }
         self.detach_leftovers();
