@@ -17,6 +17,7 @@
 //! | 3 | kernel | model, telemetry, lifecycle |
 //! | 4 | capture | model, telemetry, lifecycle, registry, policy, route, balance, kernel |
 //! | 5 | proxy | model, telemetry, lifecycle, registry, policy, route, balance, identity, capture |
+//! | 5 | notices | model, lifecycle, capture |
 //! | 6 | control | model, telemetry, lifecycle, registry, policy, route, identity, discovery |
 //! | 6 | admin | model, telemetry, lifecycle, registry, policy, route, identity, kernel, capture, proxy |
 //! | 7 | config | model, telemetry, lifecycle, registry, policy, route, balance, identity, discovery, kernel, capture, proxy, control, admin |
@@ -35,6 +36,7 @@ pub mod identity;
 pub mod kernel;
 pub mod lifecycle;
 pub mod model;
+pub mod notices;
 pub mod policy;
 pub mod proxy;
 pub mod registry;

@@ -32,7 +32,7 @@ use crate::model::WorkloadUid;
 use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
-use crate::{admin, discovery, identity, policy, proxy, registry, route};
+use crate::{admin, discovery, identity, notices, policy, proxy, registry, route};
 
 /// How often one looks whether the agent is ready.
 const STARTED_EVERY: Duration = Duration::from_millis(100);
@@ -165,6 +165,10 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         capturing,
         asked.clone(),
     )?;
+    if let discovery::Settings::Kubernetes(access) = &settings.objects {
+        let client = runtime.block_on(access.client())?;
+        notices::start(client, &settings.node, capture.states(), asked.clone());
+    }
     tasks::spawn("first certificates", first_certificates(identities.clone(), capture.clone(), certifying));
 
     let _first = parts.set(Parts { identities, capture: capture.clone() });

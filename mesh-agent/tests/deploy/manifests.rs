@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use mesh_agent::discovery::resources::{AuthorizationPolicy, MeshConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{documents, root, yaml_files};
 
@@ -224,7 +224,7 @@ fn nothing_is_privileged_and_every_right_has_its_reason_beside_it() {
 }
 
 #[test]
-fn roles_have_no_wildcards_and_agents_write_nothing() {
+fn roles_have_no_wildcards_and_agents_write_events_only() {
     for path in yaml_files(&root().join("deploy/base")) {
         for object in documents(&path) {
             let kind = object["kind"].as_str().unwrap_or_default();
@@ -232,14 +232,24 @@ fn roles_have_no_wildcards_and_agents_write_nothing() {
                 continue;
             }
             let of_agent = object["metadata"]["name"] == "weft-agent";
+            let mut events = 0;
             for rule in object["rules"].as_array().expect("rules") {
                 for part in ["apiGroups", "resources", "verbs"] {
                     let values = rule[part].as_array().expect("a list");
                     assert!(!values.contains(&Value::from("*")), "{}: {rule}", path.display());
-                    let only_reads = values.iter().all(|verb| verb == "list" || verb == "watch");
-                    assert!(!(of_agent && part == "verbs") || only_reads, "{}: {rule}", path.display());
+                }
+                if !of_agent {
+                    continue;
+                }
+                if rule["resources"] == json!(["events"]) {
+                    events += 1;
+                    assert_eq!(rule["apiGroups"], json!(["events.k8s.io"]));
+                    assert_eq!(rule["verbs"], json!(["create", "patch"]), "agents read no Events");
+                } else {
+                    assert_eq!(rule["verbs"], json!(["list", "watch"]), "{}: {rule}", path.display());
                 }
             }
+            assert_eq!(events, usize::from(of_agent));
         }
     }
 }
