@@ -5,7 +5,7 @@
 //! from what was seen; a write carries the resourceVersion that was looked at, so of two writers one has to look again.
 //!
 //! Reading order: `conditions` (how a list of conditions follows on another), `routes`, `policies`, `mesh` (what is said
-//! of each kind), `objects` (the objects as they are), [`writer`] (when it is written).
+//! of each kind), `xmesh` (Gateway API's word for the mesh: made where there is none), `objects` (the objects as they are), [`writer`] (when it is written).
 
 mod conditions;
 mod mesh;
@@ -13,5 +13,6 @@ mod objects;
 mod policies;
 mod routes;
 pub mod writer;
+mod xmesh;
 
 pub use writer::{Writer, start};

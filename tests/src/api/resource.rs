@@ -263,6 +263,7 @@ pub fn of_a_mesh() -> Vec<Resource> {
         (gateway, "v1", "tcproutes", "TCPRoute", true),
         (gateway, "v1alpha2", "tcproutes", "TCPRoute", true),
         (gateway, "v1beta1", "referencegrants", "ReferenceGrant", true),
+        ("gateway.networking.x-k8s.io", "v1alpha1", "xmeshes", "XMesh", false),
         ("weft.dev", "v1alpha1", "authorizationpolicies", "AuthorizationPolicy", true),
         ("weft.dev", "v1alpha1", "meshconfigs", "MeshConfig", false),
     ];

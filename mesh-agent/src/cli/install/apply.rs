@@ -15,8 +15,8 @@ use crate::cli::cluster::{Cluster, why};
 const FIELD_MANAGER: &str = "meshctl";
 
 /// Kinds that belong to no namespace.
-const OF_THE_CLUSTER: [&str; 5] =
-    ["CustomResourceDefinition", "Namespace", "ClusterRole", "ClusterRoleBinding", "MeshConfig"];
+const OF_THE_CLUSTER: [&str; 6] =
+    ["CustomResourceDefinition", "Namespace", "ClusterRole", "ClusterRoleBinding", "MeshConfig", "XMesh"];
 
 /// The minor version of the cluster's Kubernetes.
 pub(in crate::cli) async fn minor_version(cluster: &Cluster) -> Result<u32, Error> {

@@ -160,5 +160,25 @@ async fn remove(
         }
         patience.pause().await;
     }
+    remove_xmesh(cluster, out).await
+}
+
+/// The one object outside of its namespace that the control plane makes, which is not there any more to make it again. One
+/// that a person has made stays.
+async fn remove_xmesh(cluster: &Cluster, out: &mut dyn Write) -> Result<(), Error> {
+    let xmesh = serde_json::json!({
+        "apiVersion": "gateway.networking.x-k8s.io/v1alpha1", "kind": "XMesh", "metadata": {"name": "weft"},
+    });
+    let (api, name) = (apply::api(&cluster.client, &xmesh), apply::name(&xmesh));
+    let failed = |error| Error::Apply { object: name.clone(), why: why(&error) };
+    // Where the kind is not served there is none.
+    let found = api.get_opt("weft").await.map_err(failed)?;
+    let is_ours = |labels: BTreeMap<String, String>| {
+        labels.get("app.kubernetes.io/name").is_some_and(|name| name == "weft")
+    };
+    if found.is_some_and(|found| found.metadata.labels.is_some_and(is_ours)) {
+        api.delete("weft", &DeleteParams::default()).await.map_err(failed)?;
+        writeln!(out, "{name} deleted")?;
+    }
     Ok(())
 }

@@ -28,6 +28,7 @@ pub(super) enum Subject {
     Route(RouteSubject),
     AuthorizationPolicy,
     MeshConfig,
+    XMesh,
 }
 
 /// Routes, in an order.
@@ -40,13 +41,14 @@ pub(super) enum RouteSubject {
 }
 
 impl Subject {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Route(RouteSubject::Http),
         Self::Route(RouteSubject::Grpc),
         Self::Route(RouteSubject::Tls),
         Self::Route(RouteSubject::Tcp),
         Self::AuthorizationPolicy,
         Self::MeshConfig,
+        Self::XMesh,
     ];
 
     /// As in `kind:`.
@@ -64,6 +66,7 @@ impl Subject {
             Self::Route(RouteSubject::Tcp) => (ROUTES, "TCPRoute", &["v1", "v1alpha2"]),
             Self::AuthorizationPolicy => ("weft.dev", "AuthorizationPolicy", &["v1alpha1"]),
             Self::MeshConfig => ("weft.dev", "MeshConfig", &["v1alpha1"]),
+            Self::XMesh => ("gateway.networking.x-k8s.io", "XMesh", &["v1alpha1"]),
         }
     }
 
@@ -73,6 +76,7 @@ impl Subject {
             let kind = GroupVersionKind::gvk(group, version, kind);
             let plural = match self {
                 Self::AuthorizationPolicy => "authorizationpolicies".to_owned(),
+                Self::XMesh => "xmeshes".to_owned(),
                 _ => format!("{}s", kind.kind.to_lowercase()),
             };
             ApiResource::from_gvk_with_plural(&kind, &plural)
@@ -210,7 +214,7 @@ impl Seen {
         own.map(|(key, object)| (key.clone(), object.clone())).collect()
     }
 
-    /// In which version a kind is served, once that is known.
+    /// In which version a kind is served, once all its objects are known.
     pub(super) fn resource(&self, subject: Subject) -> Option<ApiResource> {
         self.listed.lock().get(&subject).cloned()
     }
@@ -228,10 +232,10 @@ impl Seen {
     /// Follows a kind until it is dropped.
     pub(super) async fn follow(self, client: Client, subject: Subject) {
         let resource = self.served(&client, subject).await;
-        self.listed.lock().insert(subject, resource.clone());
         let api: Api<DynamicObject> = Api::all_with(client, &resource);
         let tell = |change| {
             self.take(subject, change);
+            self.listed.lock().entry(subject).or_insert_with(|| resource.clone());
             self.changed.notify_one();
         };
         follow(api, subject.label(), None, tell).await;

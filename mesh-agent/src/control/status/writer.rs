@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::objects::{Judged, Key, RouteSubject, Seen, Subject};
 use super::routes::Known;
-use super::{mesh, policies, routes};
+use super::{mesh, policies, routes, xmesh};
 use crate::control::cluster::{FIELD_MANAGER, Standing};
 use crate::discovery::{Discovery, RouteStatus};
 use crate::lifecycle::{Shutdown, clock, tasks};
@@ -92,6 +92,7 @@ impl Writer {
             |subject| tasks::spawn("control objects", seen.clone().follow(self.client.clone(), subject));
         let _followers = Followers(Subject::ALL.map(follow).into());
         let (mut states, mut fault) = (self.registry.changes(), self.standing.fault.clone());
+        let mut maker = xmesh::Maker::default();
         loop {
             tokio::select! {
                 () = seen.changed() => {}
@@ -100,6 +101,7 @@ impl Writer {
                 () = tokio::time::sleep(LOOK) => {}
             }
             tokio::time::sleep(GATHER.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+            maker.look(&self.client, &seen).await;
             self.pass(&seen).await;
         }
     }
@@ -141,6 +143,7 @@ impl Writer {
             let ancestors = policies::ancestors(&value, generation, &judged, &snapshot, now);
             all.extend(ancestors.map(|ancestors| (key, object, json!({"ancestors": ancestors}))));
         }
+        all.extend(xmesh::differences(seen, &snapshot.config.system_namespace, now));
         let fault = self.standing.fault.borrow().clone();
         let own = mesh::Own {
             fault: fault.as_deref(),

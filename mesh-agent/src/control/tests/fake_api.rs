@@ -27,6 +27,8 @@ struct State {
     requests: Vec<String>,
     /// What TokenReviews of a token say.
     reviews: HashMap<String, Value>,
+    /// Collections that not every test knows, by their last part.
+    served: Vec<&'static str>,
     is_away: bool,
 }
 
@@ -60,6 +62,11 @@ impl FakeApi {
         state.watchers.clear();
     }
 
+    /// Serves another collection.
+    pub(super) fn serve(&self, collection: &'static str) {
+        self.0.lock().served.push(collection);
+    }
+
     /// `METHOD path` of every request so far that begins with this method.
     pub(super) fn requests(&self, method: &str) -> Vec<String> {
         self.0.lock().requests.iter().filter(|request| request.starts_with(method)).cloned().collect()
@@ -91,7 +98,7 @@ impl FakeApi {
         let sent: Value = serde_json::from_slice(body).unwrap_or_default();
         match head.method {
             Method::GET if kind == "WATCH" => state.watch(path, query),
-            Method::GET if is_collection(path) => state.list(path, query),
+            Method::GET if is_collection(path) || state.serves(path) => state.list(path, query),
             Method::GET => state.objects.get(path).map_or_else(not_found, ok),
             Method::POST if path.ends_with("/tokenreviews") => state.token_review(sent),
             Method::POST => {
@@ -144,6 +151,10 @@ impl State {
             Some((Ok::<_, Infallible>(http_body::Frame::data(line)), received))
         });
         Response::new(StreamBody::new(lines.boxed()).boxed_unsync())
+    }
+
+    fn serves(&self, path: &str) -> bool {
+        self.served.iter().any(|collection| path.ends_with(&format!("/{collection}")))
     }
 
     fn list(&self, path: &str, query: &str) -> Response<Body> {

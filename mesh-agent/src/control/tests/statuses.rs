@@ -10,13 +10,15 @@ use super::{domain, until};
 use crate::control::cluster::Standing;
 use crate::control::status::{self, Writer};
 use crate::discovery;
-use crate::lifecycle::{Trigger, shutdown};
+use crate::lifecycle::{Trigger, clock, shutdown};
 use crate::telemetry::Telemetry;
 use crate::{policy, registry, route};
 
 const ROUTE: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/split";
 const POLICY: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/authorizationpolicies/web";
 const MESH: &str = "/apis/weft.dev/v1alpha1/meshconfigs/default";
+const XMESHES: &str = "/apis/gateway.networking.x-k8s.io/v1alpha1/xmeshes";
+const XMESH: &str = "/apis/gateway.networking.x-k8s.io/v1alpha1/xmeshes/weft";
 const SECOND: &str = "/apis/weft.dev/v1alpha1/meshconfigs/second";
 
 struct Scene {
@@ -83,6 +85,16 @@ async fn scene() -> Scene {
     };
     status::start(writer, shutdown);
     Scene { api, leads, fault, dir, _trigger: trigger }
+}
+
+/// [`until`] for a clock that stands still: a minute may have to pass.
+async fn until_at_last(what: &str, mut condition: impl FnMut() -> bool) {
+    let holds = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(200), holds).await.is_ok(), "in vain: {what}");
 }
 
 /// `type=status reason` of each condition.
@@ -164,4 +176,71 @@ async fn an_api_that_was_away_gets_what_it_missed() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     scene.api.set_away(false);
     until("it is told", || scene.conditions(MESH)[1] == "Programmed=False CertificateAuthority").await;
+}
+
+/// How often an XMesh was made.
+fn made(api: &FakeApi) -> usize {
+    api.requests("POST").iter().filter(|request| request.ends_with(XMESHES)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_xmesh_is_made_where_the_kind_is_served_and_made_again_once_a_minute_at_most() {
+    let scene = scene().await;
+    scene.leads.send_replace(true);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let asked = scene.api.requests("GET").iter().filter(|request| request.ends_with(XMESHES)).count();
+    assert!((9..=22).contains(&asked), "asked {asked} times in ten minutes for a kind that is not served");
+    scene.api.serve("xmeshes");
+    until_at_last("it is made", || scene.api.get(XMESH).is_some()).await;
+    until_at_last("it is accepted", || scene.conditions(XMESH) == ["Accepted=True Accepted"]).await;
+    let there = scene.api.get(XMESH).expect("made");
+    assert_eq!(there["spec"], json!({"controllerName": "weft.dev/mesh"}), "and nothing else");
+    assert!(there["status"]["supportedFeatures"].as_array().is_some_and(|features| features.len() > 10));
+    let writes = || scene.api.requests("P").len();
+    let before = writes();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(writes(), before, "nothing changes, nothing is written");
+
+    for round in 2..=4 {
+        let started = clock::now();
+        scene.api.delete(XMESH);
+        until_at_last("it is made again", || made(&scene.api) == round).await;
+        let took = clock::now().duration_since(started);
+        // The first is long made; what follows at once waits for its minute.
+        assert_eq!(took > Duration::from_secs(55), round > 2, "{took:?} in round {round}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_spec_of_an_xmesh_belongs_to_others_and_parameters_must_be_a_mesh_config() {
+    let scene = scene().await;
+    scene.api.serve("xmeshes");
+    let theirs = json!({
+        "apiVersion": "gateway.networking.x-k8s.io/v1alpha1", "kind": "XMesh",
+        "metadata": {"name": "weft", "generation": 1}, "spec": {"controllerName": "example.net/mesh"},
+    });
+    scene.api.put(XMESH, theirs.clone());
+    let mut ours = theirs.clone();
+    ours["metadata"]["name"] = json!("ours");
+    ours["spec"] = json!({
+        "controllerName": "weft.dev/mesh", "description": "by hand",
+        "parametersRef": {"group": "weft.dev", "kind": "MeshConfig", "name": "default"},
+    });
+    let path = format!("{XMESHES}/ours");
+    scene.api.put(&path, ours.clone());
+    scene.leads.send_replace(true);
+    until_at_last("it is accepted", || scene.conditions(&path) == ["Accepted=True Accepted"]).await;
+    scene.api.delete(MESH);
+    // Then the second is in force, and the first is not there.
+    until_at_last("it is refused", || scene.conditions(&path) == ["Accepted=False InvalidParameters"]).await;
+    let refused = scene.api.get(&path).expect("there");
+    assert_eq!((&refused["spec"], &refused["status"]["supportedFeatures"]), (&ours["spec"], &Value::Null));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(made(&scene.api), 0, "there is one of ours");
+    let untouched = scene.api.get(XMESH).expect("there");
+    assert_eq!((&untouched["spec"], &untouched["status"]), (&theirs["spec"], &Value::Null));
+    // Without it there is none of ours, and the name is another's.
+    scene.api.delete(&path);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(made(&scene.api), 0);
 }
