@@ -29,8 +29,8 @@ pub struct Options {
 const WHY_ROOT: &str = "the tests load kernel programs and make network namespaces";
 
 /// Which tests talk to an API server, and hold for a real one too. Others order faults, which only the small one has.
-const API_TESTS: &str =
-    "package(mesh-tests) & (binary(api_server) | binary(api_reads) | binary(api_notices))";
+const API_TESTS: &str = "package(mesh-tests) & (binary(api_server) | binary(api_reads) | binary(api_notices) \
+    | test(a_token_that_the_api_server_made_for_an_agents_pod_stands_for_its_node))";
 
 /// The tests of a cluster in their order: the last ones take the mesh down.
 const CLUSTER_TESTS: [&str; 3] = ["cluster_mesh", "cluster_faults", "cluster_removal"];
