@@ -1,15 +1,24 @@
 //! Pods that are found by their control groups, as kubelet and the container runtime make them: no file tells the agent.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use mesh_tests::lab::Options;
+use mesh_tests::wait::within;
 use mesh_tests::wire::Serve;
 use mesh_tests::{Lab, World, eventually};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-const UID: &str = "0b6a3c5e-9f1d-4a52-8f0e-7d2c1b3a4f55";
+/// The UID of the pod that is made by hand, another one in each lab: agents look for its group in the whole tree, where that of a
+/// lab beside it is too.
+fn uid(lab: &Lab) -> String {
+    let mut hasher = DefaultHasher::new();
+    lab.name().hash(&mut hasher);
+    format!("0b6a3c5e-9f1d-4a52-8f0e-{:012x}", hasher.finish() >> 16)
+}
 
 fn world() -> World {
     World::new()
@@ -37,7 +46,7 @@ impl<'a> ByHand<'a> {
     fn new(lab: &'a Lab, host: u8) -> Self {
         let mine = lab.v4("shop/web", 0).ip().to_string();
         let net = mine.rsplit_once('.').expect("four parts").0;
-        let group = lab.node("node-1").pods_cgroup.join(format!("burstable/pod{UID}"));
+        let group = lab.node("node-1").pods_cgroup.join(format!("burstable/pod{}", uid(lab)));
         let made =
             Self { lab, name: format!("{}-late{host}", lab.name()), ip: format!("{net}.{host}"), group };
         let name = made.name.as_str();
@@ -61,10 +70,11 @@ impl<'a> ByHand<'a> {
     fn tell(&self, namespace: &str, account: &str, ip: Option<&str>) {
         let status =
             ip.map(|ip| format!("status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}\n")).unwrap_or_default();
+        let uid = uid(self.lab);
         self.lab.apply(
             "late.yaml",
             &format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: late, namespace: {namespace}, uid: {UID}}}\n\
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: late, namespace: {namespace}, uid: {uid}}}\n\
                  spec: {{nodeName: node-1, serviceAccountName: {account}}}\n{status}"
             ),
         );
@@ -247,12 +257,43 @@ fn a_process_that_entered_another_pods_network_lends_it_nothing() {
 #[test]
 fn a_pod_behind_another_kernel_stays_outside_and_the_reason_is_told() {
     let lab = Lab::up_with(&world(), &groups());
-    let late = ByHand::new(&lab, 200);
-    // What stands for the whole pod is the runtime's own process, under its name.
-    let words = ["bash", "-c", "exec -a runsc-sandbox sleep 1000"];
-    let _sandbox = lab.spawn_at(&late.group.join("sandbox"), &late.netns(), &words);
-    late.tell("shop", "web", Some(&late.ip));
+    let (_late, _sandbox) = sealed(&lab);
     let told = eventually("it is told", || problems(&lab).into_iter().find(|one| one.contains("gVisor")));
     assert!(told.contains("shop/late") && told.contains("outside the mesh"), "{told}");
     assert!(!is_caught(&lab), "not half captured");
+}
+
+/// A pod in a sandboxed runtime.
+fn sealed(lab: &Lab) -> (ByHand<'_>, impl Sized) {
+    let late = ByHand::new(lab, 200);
+    // What stands for the whole pod is the runtime's own process, under its name.
+    let words = ["bash", "-c", "exec -a runsc-sandbox sleep 1000"];
+    let sandbox = lab.spawn_at(&late.group.join("sandbox"), &late.netns(), &words);
+    late.tell("shop", "web", Some(&late.ip));
+    (late, sandbox)
+}
+
+#[test]
+fn a_pod_that_stays_outside_has_an_event_that_says_why_and_the_others_have_none() {
+    // Where all labs are fed by the API the flag is there already.
+    let source =
+        if std::env::var_os("WEFT_LAB_SOURCE").is_some() { &[][..] } else { &["--source", "kubernetes"] };
+    let options = source.iter().fold(groups(), |options, word| options.arg(word));
+    let lab = Lab::up_with(&world(), &options);
+    let (_late, _sandbox) = sealed(&lab);
+    let events = || {
+        let list = lab.api("/apis/events.k8s.io/v1/events");
+        list["items"].as_array().expect("a list").clone()
+    };
+    // A complaint must last for 5 s.
+    let all =
+        within(Duration::from_secs(20), "there is an Event", || Some(events()).filter(|all| !all.is_empty()));
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(
+        (&all[0]["regarding"]["name"], &all[0]["regarding"]["uid"]),
+        (&json!("late"), &json!(uid(&lab)))
+    );
+    assert_eq!((&all[0]["type"], &all[0]["reason"]), (&json!("Warning"), &json!("NotEnrolled")));
+    assert_eq!(all[0]["reportingInstance"], "node-1");
+    assert!(all[0]["note"].as_str().expect("text").contains("gVisor"), "{all:?}");
 }

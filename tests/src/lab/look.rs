@@ -84,6 +84,24 @@ impl Lab {
         }
     }
 
+    /// What the API server of a lab answers that was made with `--source kubernetes`. It listens on the lab's own network.
+    ///
+    /// # Panics
+    /// The lab has none, or it does not answer.
+    #[track_caller]
+    pub fn api(&self, path: &str) -> Value {
+        let api = self.state.api.as_ref().expect("the lab has an API server");
+        let (pid, address) = (api["pid"].to_string(), api["address"].as_str().expect("an address"));
+        let (ip, port) = address.rsplit_once(':').expect("an address with a port");
+        let ask = format!(
+            "exec 3<>/dev/tcp/{ip}/{port}; printf 'GET {path} HTTP/1.0\\r\\nhost: {ip}\\r\\n\\r\\n' >&3; cat <&3"
+        );
+        let asked = Command::new("nsenter").args(["--target", &pid, "--net", "bash", "-c", &ask]).output();
+        let answer = String::from_utf8(asked.expect("nsenter (util-linux) runs").stdout).expect("text");
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
+    }
+
     /// Runs `meshctl` against a node's agent.
     #[track_caller]
     pub fn meshctl(&self, node: &str, words: &[&str]) -> Output {
