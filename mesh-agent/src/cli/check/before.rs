@@ -15,8 +15,10 @@ use super::look::{Complaint, Finding, Said};
 use crate::cli::cluster::{Cluster, NAMESPACE, why};
 use crate::lifecycle::clock;
 
-/// Oldest minor version that was tried; and that whose API server judges objects by the rules in our definitions.
+/// Oldest minor version that was tried; the one from which on deploy/ can be applied as it is (policy/v1, `maxSurge` of
+/// DaemonSets); and that whose API server judges objects by the rules in our definitions.
 const MINOR_MIN: u32 = 20;
+const MINOR_WITH_SURGE: u32 = 22;
 const MINOR_WITH_RULES: u32 = 25;
 /// Certificates begin a little before they are made, so that clocks may differ so much.
 const SKEW_MAX: Duration = Duration::from_secs(60);
@@ -83,6 +85,9 @@ async fn version(cluster: &Cluster) -> Said {
         minor if minor < MINOR_MIN => {
             Err(Complaint::Failure(format!("{said}; 1.{MINOR_MIN} is the oldest that works")))
         }
+        minor if minor < MINOR_WITH_SURGE => Err(Complaint::Warning(format!(
+            "{said} does not take all of the manifests as they are (docs/install.md, Older versions), and judges no policy"
+        ))),
         minor if minor < MINOR_WITH_RULES => Err(Complaint::Warning(format!(
             "{said} takes policies without looking at their rules: agents refuse bad ones later"
         ))),
