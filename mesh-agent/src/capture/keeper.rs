@@ -158,6 +158,7 @@ pub fn start(
         pods: BTreeMap::new(),
         waiting: Vec::new(),
         looked: None,
+        seen: 0,
         state,
     };
     tasks::spawn("capture", async move {
@@ -188,6 +189,8 @@ struct Keeper {
     /// Pods that are there and not caught yet, by their control group.
     waiting: Vec<(u64, WorkloadUid)>,
     looked: Option<Instant>,
+    /// The version of the registry that was followed.
+    seen: u64,
     state: watch::Sender<Arc<State>>,
 }
 
@@ -222,7 +225,7 @@ impl Keeper {
                 () = shutdown.requested() => break,
                 changed = any_changed([&mut registry, &mut policies, &mut routes]) => {
                     if changed.is_err() { break }
-                    self.reconcile();
+                    self.follow_mesh();
                 }
                 _ = hints.recv() => {
                     while hints.try_recv().is_ok() {}

@@ -148,6 +148,15 @@ impl Snapshot {
         self.history.last(self.version.checked_sub(version)?)
     }
 
+    /// Whether what has changed since `version` is about a node: its pods, the mesh's settings, or pods that `is_known` knows
+    /// to have been there. True when nobody knows any more.
+    pub fn changed_on(&self, node: &str, version: u64, is_known: impl Fn(&WorkloadUid) -> bool) -> bool {
+        let is_there = |uid: &WorkloadUid| self.workload(uid).is_some_and(|workload| *workload.node == *node);
+        self.changed_since(version).is_none_or(|changed| {
+            changed.config || changed.workloads.iter().any(|uid| is_there(uid) || is_known(uid))
+        })
+    }
+
     /// By UID.
     pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)

@@ -263,3 +263,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_change_is_about_a_node_when_its_pods_are_in_it_or_were() {
+    let (writer, registry) = new();
+    let uid = |pod: &str| WorkloadUid(format!("uid-{pod}").into());
+    let publish = |pods: Vec<Workload>, changed: &str| {
+        let changed = Changed { workloads: [uid(changed)].into(), ..Changed::default() };
+        writer.publish_change(Snapshot::new(MeshConfig::default(), pods, Vec::new()), changed)
+    };
+    let (near, far) = (pod("near", "here", &[]), pod("far", "there", &[]));
+    let asks = |seen, known: &str| registry.snapshot().changed_on("here", seen, |one| *one == uid(known));
+    let first = publish(vec![near.clone(), far.clone()], "near");
+    assert!(asks(first - 1, "nobody"), "a pod of this node");
+    let second = publish(vec![near.clone(), far], "far");
+    assert!(!asks(first, "near"), "another node's");
+    let third = publish(vec![near], "far");
+    assert!(!asks(second, "near"), "another node's, and gone");
+    assert!(asks(second, "far"), "gone, and caught here until now");
+    writer.publish_change(Snapshot::default(), Changed { config: true, ..Changed::default() });
+    assert!(asks(third, "nobody"), "settings are about every node");
+}

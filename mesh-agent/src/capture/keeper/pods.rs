@@ -35,6 +35,18 @@ impl Keeper {
             || self.settings.sandboxes.attach_point() != self.settings.attached.as_deref()
     }
 
+    /// Follows what discovery has published. Most of it is about pods of other nodes: then nothing is looked for on this one.
+    pub(super) fn follow_mesh(&mut self) {
+        let snapshot = self.handles.registry.snapshot();
+        let seen = std::mem::replace(&mut self.seen, snapshot.version);
+        let is_known = |uid: &WorkloadUid| {
+            self.pods.contains_key(uid) || self.waiting.iter().any(|(_, known)| known == uid)
+        };
+        if snapshot.changed_on(&self.settings.node, seen, is_known) || !self.write_tables().is_empty() {
+            self.reconcile();
+        }
+    }
+
     /// Makes what is caught equal to what should be.
     pub(super) fn reconcile(&mut self) {
         let look = self.look();
