@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::tls::record::{HEADER_BYTES as TLS_HEADER_BYTES, TRAILER_BYTES};
 use super::tls::{self, Established, Opened, Tls};
-use super::tunnel::codec::{self, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use super::tunnel::codec::{self, HEADER_BYTES, PAYLOAD_BYTES_MAX, Ping};
 use super::tunnel::{
     Decoder, Disposition, Event, Kind, Malformed, Open, ResetReason, Role, Session, Violation,
 };
@@ -111,6 +111,7 @@ pub struct Carrier {
     unsent: Vec<u8>,
     unsent_at: usize,
     closed_on_purpose: bool,
+    peer_leaves: bool,
     key_exchange: &'static str,
     _counted: Counted,
 }
@@ -147,6 +148,7 @@ impl Carrier {
             unsent,
             unsent_at: 0,
             closed_on_purpose: false,
+            peer_leaves: false,
             key_exchange,
             _counted: counted,
         }
@@ -192,7 +194,8 @@ impl Carrier {
     pub fn looks_alive(&self) -> bool {
         let quiet =
             matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        quiet && self.tail.is_empty() && self.plaintext.is_empty() && !self.closed_on_purpose
+        let is_over = self.closed_on_purpose || self.peer_leaves;
+        quiet && self.tail.is_empty() && self.plaintext.is_empty() && !is_over
     }
 
     /// Receives what the socket has, at most `scratch` full, and hands every event to `sink`. DATA borrows from
@@ -266,11 +269,11 @@ impl Carrier {
             if self.session.receive(event.kind())? == Disposition::Discard {
                 continue;
             }
-            if let Event::Ping { ack, nonce } = event {
-                if !ack {
-                    let mut frame = Vec::with_capacity(HEADER_BYTES + nonce.len());
-                    codec::put_ping(&mut frame, true, nonce);
-                    self.tls.seal_copy(&frame, &mut self.unsent)?;
+            if let Event::Ping { ping, nonce } = event {
+                match ping {
+                    Ping::Question => self.put_ping(Ping::Answer, nonce)?,
+                    Ping::Answer => {}
+                    Ping::Leaving => self.peer_leaves = true,
                 }
                 continue;
             }
@@ -280,6 +283,25 @@ impl Carrier {
             }
         }
         Ok(Flow::Continue)
+    }
+
+    fn put_ping(&mut self, ping: Ping, nonce: [u8; 8]) -> Result<(), Error> {
+        let mut frame = Vec::with_capacity(HEADER_BYTES + nonce.len());
+        codec::put_ping(&mut frame, ping, nonce);
+        Ok(self.tls.seal_copy(&frame, &mut self.unsent)?)
+    }
+
+    /// Queues the notice that this side goes away soon.
+    ///
+    /// # Errors
+    /// Sealing failed.
+    pub fn put_leaving(&mut self) -> Result<(), Error> {
+        self.put_ping(Ping::Leaving, [0; 8])
+    }
+
+    /// Whether the peer has said that it goes away soon.
+    pub fn peer_leaves(&self) -> bool {
+        self.peer_leaves
     }
 
     /// Writes what is unsent. True: nothing is left.

@@ -661,7 +661,7 @@ async fn a_hand_over_is_refused_by_name_and_pings_are_answered() {
 
 fn ping_and_resume() -> Vec<u8> {
     let mut frames = Vec::new();
-    codec::put_ping(&mut frames, false, *b"12345678");
+    codec::put_ping(&mut frames, codec::Ping::Question, *b"12345678");
     let position = codec::Position { stream_id: [1; 16], sent_bytes: 0, received_bytes: 0 };
     codec::put_position(&mut frames, Kind::Resume, &position);
     frames

@@ -41,9 +41,15 @@ pub struct Returned(Arc<Mutex<Return>>);
 struct Return {
     carrier: Option<Box<Carrier>>,
     reset: Option<ResetReason>,
+    peer_leaves: bool,
 }
 
 impl Returned {
+    /// Whether the peer has said that it goes away soon.
+    pub fn peer_leaves(&self) -> bool {
+        self.0.lock().peer_leaves
+    }
+
     /// The tunnel, if it has come back and is not broken.
     pub fn take(&self) -> Option<Box<Carrier>> {
         self.0.lock().carrier.take()
@@ -207,6 +213,9 @@ impl TunnelIo {
             Flow::Continue
         });
         drop(scratch);
+        if carrier.peer_leaves() {
+            self.returned.0.lock().peer_leaves = true;
+        }
         if let Some(reason) = reset {
             self.returned.0.lock().reset = Some(reason);
             return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the peer reset the connection"));

@@ -99,6 +99,23 @@ pub struct Facts {
     streams: Cell<u32>,
 }
 
+impl Facts {
+    /// Whether a request may still be sent on it, as somebody who has this configuration now.
+    fn is_current(&self, config: Option<&Arc<ClientConfig>>) -> bool {
+        let is_made_with = match (&self.config, config) {
+            (Some(made_with), Some(now)) => Arc::ptr_eq(made_with, now),
+            (None, None) => true,
+            _ => false,
+        };
+        is_made_with && !self.peer_leaves()
+    }
+
+    /// The agent at the other end drains: requests go on other connections, before it has to cut this one.
+    fn peer_leaves(&self) -> bool {
+        self.returned.as_ref().is_some_and(Returned::peer_leaves)
+    }
+}
+
 #[derive(Debug)]
 enum Sender {
     /// One request at a time.
@@ -222,7 +239,7 @@ impl Upstreams {
         }
         loop {
             let (mut upstream, _since) = self.idle.borrow_mut().get_mut(key)?.pop()?;
-            if is_current(&upstream.facts, config) && upstream.is_ready().await {
+            if upstream.facts.is_current(config) && upstream.is_ready().await {
                 return Some(upstream);
             }
         }
@@ -231,7 +248,7 @@ impl Upstreams {
     fn take_shared(&self, key: &Key, config: Option<&Arc<ClientConfig>>) -> Option<Upstream> {
         let mut table = self.shared.borrow_mut();
         let connections = &mut table.get_mut(key)?.connections;
-        connections.retain(|(sender, facts)| !sender.is_closed() && is_current(facts, config));
+        connections.retain(|(sender, facts)| !sender.is_closed() && facts.is_current(config));
         let (sender, facts) = connections.iter().find(|(_, facts)| facts.streams.get() < STREAMS_MAX)?;
         facts.streams.set(facts.streams.get() + 1);
         Some(Upstream { sender: Sender::Http2(sender.clone()), facts: facts.clone(), is_fresh: false })
@@ -240,7 +257,7 @@ impl Upstreams {
     /// Gives a connection back whose request is over.
     pub fn give_back(&self, key: Key, mut upstream: Upstream, per_key_max: usize) {
         // An HTTP/2 connection never left the table.
-        if key.is_h2 || upstream.is_closed() {
+        if key.is_h2 || upstream.is_closed() || upstream.facts.peer_leaves() {
             return;
         }
         upstream.is_fresh = false;
@@ -256,12 +273,13 @@ impl Upstreams {
         let is_kept = |key: &Key| key.source.as_ref().is_none_or(&lives);
         self.idle.borrow_mut().retain(|key, waiting| {
             waiting.retain(|(upstream, since)| {
-                !upstream.is_closed() && now.saturating_duration_since(*since) < idle_max
+                let is_alive = !upstream.is_closed() && !upstream.facts.peer_leaves();
+                is_alive && now.saturating_duration_since(*since) < idle_max
             });
             is_kept(key) && !waiting.is_empty()
         });
         self.shared.borrow_mut().retain(|key, shared| {
-            shared.connections.retain(|(sender, _)| !sender.is_closed());
+            shared.connections.retain(|(sender, facts)| !sender.is_closed() && !facts.peer_leaves());
             is_kept(key) && (!shared.connections.is_empty() || shared.opening.available_permits() == 0)
         });
     }
@@ -275,14 +293,6 @@ impl Upstreams {
             let mut table = self.shared.borrow_mut();
             table.entry(key.clone()).or_default().connections.push((sender.clone(), upstream.facts.clone()));
         }
-    }
-}
-
-fn is_current(facts: &Facts, config: Option<&Arc<ClientConfig>>) -> bool {
-    match (&facts.config, config) {
-        (Some(made_with), Some(now)) => Arc::ptr_eq(made_with, now),
-        (None, None) => true,
-        _ => false,
     }
 }
 

@@ -42,6 +42,7 @@ pub async fn tunnelled(
         bytes,
         slots: 1,
         fin: early.end,
+        told: false,
         shut: false,
         pending: early.bytes,
         pending_at: 0,
@@ -104,6 +105,8 @@ struct Relay<'a> {
     /// read, so there are never more than one batch.
     pending: Vec<u8>,
     pending_at: usize,
+    /// The peer knows that this agent drains.
+    told: bool,
 }
 
 type Step = Result<(Wait, usize), Outcome>;
@@ -117,6 +120,12 @@ impl Relay<'_> {
     ) -> Poll<Outcome> {
         if let Some(ending) = close.poll(context) {
             return Poll::Ready(Outcome::Told(ending));
+        }
+        if self.role == Role::Acceptor && close.is_draining() && !std::mem::replace(&mut self.told, true) {
+            // What flows here may be requests that the opener's agent reads: it can send the next one elsewhere.
+            if let Err(error) = self.carrier.put_leaving() {
+                return Poll::Ready(Outcome::Broken(error));
+            }
         }
         let mut moved_bytes = 0;
         loop {

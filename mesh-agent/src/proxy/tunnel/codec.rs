@@ -21,6 +21,7 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 - HEADER_BYTES;
 pub const RESET_TEXT_BYTES_MAX: usize = 255;
 
 const PING_ACK: u8 = 0x01;
+const PING_LEAVING: u8 = 0x02;
 
 /// Frame types. The values are the wire's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -219,11 +220,22 @@ pub enum Event<'a> {
     Resume(Position),
     /// Liveness.
     Ping {
-        /// True: the answer to ours.
-        ack: bool,
+        /// What it says.
+        ping: Ping,
         /// Echoed.
         nonce: [u8; 8],
     },
+}
+
+/// What a PING says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ping {
+    /// Are you there?
+    Question,
+    /// Yes.
+    Answer,
+    /// The sender goes away soon: what can go elsewhere should. Not answered.
+    Leaving,
 }
 
 impl Event<'_> {
@@ -384,7 +396,7 @@ impl Header {
         if reserved != 0 {
             return Err(Malformed::Reserved(reserved));
         }
-        if flags != 0 && !(kind == Kind::Ping && flags == PING_ACK) {
+        if flags != 0 && !(kind == Kind::Ping && matches!(flags, PING_ACK | PING_LEAVING)) {
             return Err(Malformed::Flags { kind, flags });
         }
         if length as usize > PAYLOAD_BYTES_MAX {
@@ -416,7 +428,12 @@ fn control_event(kind: Kind, flags: u8, payload: &[u8]) -> Result<Event<'static>
         Kind::Pause => Event::Pause(position(payload).ok_or(length)?),
         Kind::Resume => Event::Resume(position(payload).ok_or(length)?),
         Kind::Ping => {
-            Event::Ping { ack: flags & PING_ACK != 0, nonce: *payload.first_chunk().ok_or(length)? }
+            let ping = match flags {
+                PING_ACK => Ping::Answer,
+                PING_LEAVING => Ping::Leaving,
+                _ => Ping::Question,
+            };
+            Event::Ping { ping, nonce: *payload.first_chunk().ok_or(length)? }
         }
     })
 }
@@ -545,10 +562,14 @@ pub fn put_position(out: &mut Vec<u8>, kind: Kind, position: &Position) {
     out.extend_from_slice(&position.received_bytes.to_be_bytes());
 }
 
-/// Appends a PING or its answer.
-pub fn put_ping(out: &mut Vec<u8>, ack: bool, nonce: [u8; 8]) {
+/// Appends a PING.
+pub fn put_ping(out: &mut Vec<u8>, ping: Ping, nonce: [u8; 8]) {
     let mut head = header(Kind::Ping, 8);
-    head[1] = if ack { PING_ACK } else { 0 };
+    head[1] = match ping {
+        Ping::Question => 0,
+        Ping::Answer => PING_ACK,
+        Ping::Leaving => PING_LEAVING,
+    };
     out.extend_from_slice(&head);
     out.extend_from_slice(&nonce);
 }

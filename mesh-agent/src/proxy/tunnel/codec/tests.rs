@@ -30,7 +30,7 @@ fn put(out: &mut Vec<u8>, frame: &Frame) {
         Frame::Control(Event::Reset { reason, text }) => put_reset(out, *reason, text),
         Frame::Control(Event::Pause(position)) => put_position(out, Kind::Pause, position),
         Frame::Control(Event::Resume(position)) => put_position(out, Kind::Resume, position),
-        Frame::Control(Event::Ping { ack, nonce }) => put_ping(out, *ack, *nonce),
+        Frame::Control(Event::Ping { ping, nonce }) => put_ping(out, *ping, *nonce),
         Frame::Control(Event::Data(_)) => unreachable!("data is owned"),
     }
 }
@@ -56,8 +56,8 @@ fn decode(pieces: &[&[u8]]) -> Result<(Vec<Frame>, bool), Malformed> {
                 }
                 (Some(Event::Pause(position)), _) => frames.push(Frame::Control(Event::Pause(position))),
                 (Some(Event::Resume(position)), _) => frames.push(Frame::Control(Event::Resume(position))),
-                (Some(Event::Ping { ack, nonce }), _) => {
-                    frames.push(Frame::Control(Event::Ping { ack, nonce }));
+                (Some(Event::Ping { ping, nonce }), _) => {
+                    frames.push(Frame::Control(Event::Ping { ping, nonce }));
                 }
             }
         }
@@ -81,7 +81,10 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         }),
         position.clone().prop_map(|position| Frame::Control(Event::Pause(position))),
         position.prop_map(|position| Frame::Control(Event::Resume(position))),
-        (any::<bool>(), any::<[u8; 8]>()).prop_map(|(ack, nonce)| Frame::Control(Event::Ping { ack, nonce })),
+        (0..3_usize, any::<[u8; 8]>()).prop_map(|(index, nonce)| {
+            let ping = [Ping::Question, Ping::Answer, Ping::Leaving][index];
+            Frame::Control(Event::Ping { ping, nonce })
+        }),
     ]
 }
 

@@ -33,8 +33,9 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         ("DONE", frame(&|out| put_empty(out, Kind::Done))),
         ("PAUSE", frame(&|out| put_position(out, Kind::Pause, &position))),
         ("RESUME", frame(&|out| put_position(out, Kind::Resume, &position))),
-        ("PING", frame(&|out| put_ping(out, false, nonce))),
-        ("PING answer", frame(&|out| put_ping(out, true, nonce))),
+        ("PING", frame(&|out| put_ping(out, Ping::Question, nonce))),
+        ("PING answer", frame(&|out| put_ping(out, Ping::Answer, nonce))),
+        ("PING leaving", frame(&|out| put_ping(out, Ping::Leaving, nonce))),
     ]
 }
 
