@@ -22,6 +22,7 @@ use serde::Serialize;
 use tokio::sync::watch as signal;
 
 use crate::lifecycle::{Shutdown, clock};
+use crate::model::{Publication, Versions};
 use crate::policy::{self, PolicySet};
 use crate::registry::{self, Snapshot};
 use crate::route::{self, RouteTable};
@@ -86,6 +87,7 @@ pub struct Discovery {
     source: Arc<Settings>,
     feeds: Option<api::Feeds>,
     published: signal::Receiver<bool>,
+    versions: signal::Receiver<Versions>,
 }
 
 /// Where objects come from, and how that goes.
@@ -137,6 +139,11 @@ impl Discovery {
         self.report.lock().routes.clone()
     }
 
+    /// Which version of each object is in what was published, told when that changes.
+    pub fn versions(&self) -> signal::Receiver<Versions> {
+        self.versions.clone()
+    }
+
     /// How many objects are in force.
     pub fn object_count(&self) -> usize {
         self.report.lock().objects
@@ -181,6 +188,7 @@ pub async fn start(
 ) -> Result<Discovery, Error> {
     let mut publisher = Publisher::new(registry, policies, routes);
     let (report, published) = (publisher.report.clone(), publisher.first.subscribe());
+    let versions = publisher.versions.subscribe();
     let feeds = match &settings {
         Settings::Directory(dir) => {
             let mut source = files::Source::new(dir.clone());
@@ -197,7 +205,7 @@ pub async fn start(
             Some(api::start(&client, publisher, telemetry, &shutdown))
         }
     };
-    Ok(Discovery { report, source: Arc::new(settings), feeds, published })
+    Ok(Discovery { report, source: Arc::new(settings), feeds, published, versions })
 }
 
 /// Reads the directory once, for tools. Where a `MeshConfig` cannot be used, the state admits nobody by default.
@@ -261,12 +269,22 @@ struct Publisher {
     compiler: Compiler,
     report: Arc<Mutex<Report>>,
     first: signal::Sender<bool>,
+    publication: Publication,
+    versions: signal::Sender<Versions>,
 }
 
 impl Publisher {
     fn new(registry: registry::Writer, policies: policy::Writer, routes: route::Writer) -> Self {
-        let (first, _) = signal::channel(false);
-        Self { registry, policies, routes, compiler: Compiler::default(), report: Arc::default(), first }
+        Self {
+            registry,
+            policies,
+            routes,
+            compiler: Compiler::default(),
+            report: Arc::default(),
+            first: signal::Sender::new(false),
+            publication: Publication::default(),
+            versions: signal::Sender::default(),
+        }
     }
 
     /// Policies go first: a pod must never be reachable under a policy older than the state that made it so. Routes go
@@ -277,16 +295,22 @@ impl Publisher {
         let has_other_problems = source.take_problems_changed() | step.findings_changed;
         let problems = has_other_problems.then(|| source.problems(&self.compiler.findings()));
         if let Some(policies) = step.policies {
-            self.policies.publish(policies);
+            self.publication.policies = self.policies.publish(policies);
         }
         let statuses = step.routes.map(|routes| {
-            self.routes.publish(self.routes.current().succeeded_by(routes.attachments));
+            let table = self.routes.current().succeeded_by(routes.attachments);
+            self.publication.routes = self.routes.publish(table);
             routes.statuses
         });
         let version = match step.changed {
             None => self.registry.publish(step.snapshot),
             Some(changed) => self.registry.publish_change(step.snapshot, changed),
         };
+        self.publication.registry = version;
+        if changed.iter().any(|key| key.kind.is_tracked()) {
+            let generations = Arc::new(source.objects().generations());
+            self.versions.send_replace(Versions { publication: self.publication, generations });
+        }
         let mut report = self.report.lock();
         if let Some(problems) = problems {
             let known: HashSet<&Problem> = report.problems.iter().collect();

@@ -4,7 +4,7 @@
 //! these types, so a word means the same thing in the kernel glue, the proxy, the metrics and the docs.
 //!
 //! Reading order: [`address`], [`identity`], [`workload`], [`service`], [`path`], [`authorization`], [`route`],
-//! [`mesh`], [`ending`].
+//! [`mesh`], [`ending`], [`version`].
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -15,6 +15,7 @@ pub mod mesh;
 pub mod path;
 pub mod route;
 pub mod service;
+pub mod version;
 pub mod workload;
 
 pub use address::{ClientAddr, EndpointAddr, OriginalDst, canonical_ip, canonical_socket_addr};
@@ -33,4 +34,5 @@ pub use route::{
 pub use service::{
     AppProtocol, Endpoint, EndpointState, Service, ServiceName, ServicePort, TrafficDistribution,
 };
+pub use version::{Generations, Publication, Versions};
 pub use workload::{FailureMode, Workload, WorkloadName, WorkloadPort, WorkloadUid};

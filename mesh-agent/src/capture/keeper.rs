@@ -25,7 +25,7 @@ use crate::kernel::events::Events;
 use crate::kernel::turn::Turn;
 use crate::kernel::{Error, Kernel, Netns};
 use crate::lifecycle::{Block, Shutdown, clock, tasks};
-use crate::model::{SpiffeId, WorkloadUid};
+use crate::model::{Publication, SpiffeId, WorkloadUid};
 use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::route::Routes;
@@ -89,6 +89,7 @@ pub struct Handles {
 pub struct Capture {
     state: watch::Receiver<Arc<State>>,
     left: watch::Receiver<Option<Left>>,
+    in_kernel: watch::Receiver<Publication>,
 }
 
 /// What is caught, and what could not be.
@@ -118,6 +119,11 @@ impl Capture {
         let mut left = self.left.clone();
         left.wait_for(Option::is_some).await.ok().and_then(|left| *left).unwrap_or(Left::Alone)
     }
+
+    /// The newest publication that stands in the kernel's tables, every entry of it.
+    pub fn in_kernel(&self) -> watch::Receiver<Publication> {
+        self.in_kernel.clone()
+    }
 }
 
 /// Starts the keeper on the current runtime, and the heartbeat on a thread of its own. The kernel object must be loaded
@@ -137,7 +143,8 @@ pub fn start(
     let events = Events::new(kernel.take_events()?)?;
     let (state, published) = watch::channel(Arc::new(State::default()));
     let (leaving, left) = watch::channel(None);
-    let capture = Capture { state: published, left };
+    let (in_kernel, told) = watch::channel(Publication::default());
+    let capture = Capture { state: published, left, in_kernel: told };
     let mut numbers = Numbers::new(kernel.generation());
     numbers.avoid(tables::numbers_left(kernel.maps()));
     let flows = Flows::new(
@@ -160,6 +167,7 @@ pub fn start(
         looked: None,
         seen: 0,
         state,
+        in_kernel,
     };
     tasks::spawn("capture", async move {
         let left = keeper.run(events, turn, block, shutdown).await;
@@ -192,6 +200,7 @@ struct Keeper {
     /// The version of the registry that was followed.
     seen: u64,
     state: watch::Sender<Arc<State>>,
+    in_kernel: watch::Sender<Publication>,
 }
 
 impl Keeper {
@@ -280,6 +289,9 @@ impl Keeper {
     }
 
     fn write_tables(&mut self) -> Vec<String> {
+        // Asked before the sets are taken, which are then at least as new.
+        let (policies_version, routes_version) =
+            (*self.handles.policies.changes().borrow(), *self.handles.routes.changes().borrow());
         let snapshot = self.handles.registry.snapshot();
         let policies = self.handles.policies.current();
         let routes = self.handles.routes.current();
@@ -303,6 +315,11 @@ impl Keeper {
         let splice = self.settings.fast_path != FastPath::Off && snapshot.config.splice != Some(false);
         let configured = self.kernel.configure(splice, self.settings.all_services);
         self.handles.telemetry.splice_enabled(splice && self.kernel.offsets().are_complete());
+        if errors.is_empty() && configured.is_ok() {
+            let (policies, routes) = (policies_version, routes_version);
+            let written = Publication { registry: snapshot.version, policies, routes };
+            self.in_kernel.send_if_modified(|before| std::mem::replace(before, written) != written);
+        }
         errors.iter().chain(configured.as_ref().err()).map(|error| chain(error)).collect()
     }
 

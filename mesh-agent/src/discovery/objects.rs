@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::problem::{Fault, FieldPath};
-use crate::model::{self, RouteKind};
+use crate::model::{self, Generations, RouteKind};
 use metadata::Metadata;
 
 pub mod cluster;
@@ -62,6 +62,11 @@ impl Kind {
             Self::MeshConfig => "MeshConfig",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
+    }
+
+    /// True for objects that a user changes and of which it is told where they are in force.
+    pub fn is_tracked(self) -> bool {
+        matches!(self, Self::Route(_) | Self::MeshConfig | Self::AuthorizationPolicy)
     }
 
     /// False for objects of the whole cluster.
@@ -151,11 +156,23 @@ pub enum Object {
     AuthorizationPolicy(Box<model::AuthorizationPolicy>),
 }
 
+/// Which version of an object was read. Two that are equal are the same text, but for labels and the like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// `metadata.uid`: an object that was deleted and made again is another.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+}
+
 /// An object and its place in the order in which conflicts are settled.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Lower is earlier; of two objects that cannot both be, the earlier wins. Must be the same on every node.
     pub rank: u64,
+    /// Which version it is, for kinds that are tracked and where the source knows. `None` also for what only stands in
+    /// for an object.
+    pub version: Option<Version>,
     /// The object.
     pub object: Arc<Object>,
 }
@@ -190,10 +207,20 @@ impl Objects {
         self.shared.share_key(key);
     }
 
-    /// Adds or replaces. An object that says what the one before said, with the same rank, changes nothing.
-    pub fn insert(&mut self, mut key: Key, rank: u64, mut object: Arc<Object>) {
+    /// Adds or replaces an object without a version. One that says what the one before said, with the same rank, changes
+    /// nothing.
+    pub fn insert(&mut self, key: Key, rank: u64, object: Arc<Object>) {
+        self.put(key, Entry { rank, version: None, object });
+    }
+
+    /// Adds or replaces. An object that says what the one before said, with the same rank, changes nothing, and neither does
+    /// the same version again: that is what is sent when somebody writes its status.
+    pub fn put(&mut self, mut key: Key, entry: Entry) {
+        let Entry { rank, version, mut object } = entry;
         let same = |old: &Entry| {
-            old.rank == rank && (Arc::ptr_eq(&old.object, &object) || old.object.says_the_same(&object))
+            let is_same_version = version.is_some() && old.version == version;
+            let says_the_same = Arc::ptr_eq(&old.object, &object) || old.object.says_the_same(&object);
+            old.rank == rank && (is_same_version || says_the_same)
         };
         if self.entries.get(&key).is_some_and(same) {
             return;
@@ -201,7 +228,7 @@ impl Objects {
         self.shared.share_key(&mut key);
         self.shared.share(&mut object);
         self.changed.insert(key.clone());
-        self.entries.insert(key, Entry { rank, object });
+        self.entries.insert(key, Entry { rank, version, object });
     }
 
     /// Removes, if it is there.
@@ -250,6 +277,15 @@ impl Objects {
         let first = Key { kind, namespace: namespace.into(), name: "".into() };
         let is_inside = move |key: &Key| key.kind == kind && *key.namespace == *namespace;
         self.entries.range(first..).take_while(move |(key, _)| is_inside(key))
+    }
+
+    /// Which version of each tracked object is here.
+    pub fn generations(&self) -> Generations {
+        let routes = [RouteKind::Http, RouteKind::Grpc, RouteKind::Tls, RouteKind::Tcp].map(Kind::Route);
+        let kinds = routes.into_iter().chain([Kind::MeshConfig, Kind::AuthorizationPolicy]);
+        let versions =
+            kinds.flat_map(|kind| self.of_kind(kind)).filter_map(|(_, entry)| entry.version.as_ref());
+        versions.map(|version| (version.uid.clone(), version.generation)).collect()
     }
 
     /// What names them, in order.
@@ -377,5 +413,30 @@ mod tests {
         assert_eq!(taken(&mut objects), [""; 0]);
         objects.insert(key("a"), 2, first);
         assert_eq!(taken(&mut objects), ["a"]);
+    }
+
+    fn config(uid: &str, generation: i64) -> Entry {
+        let object = Arc::new(Object::MeshConfig(model::MeshConfig::default()));
+        Entry { rank: 1, version: Some(Version { uid: uid.into(), generation }), object }
+    }
+
+    #[test]
+    fn a_version_that_is_sent_again_changes_nothing_and_another_does() {
+        let mut objects = Objects::default();
+        let key = || Key::new(Kind::MeshConfig, None, Some("a")).unwrap();
+        for (entry, expected) in [
+            (config("x", 1), &["a"][..]),
+            (config("x", 1), &[]),
+            (config("x", 2), &["a"]),
+            (config("y", 2), &["a"]),
+            (Entry { version: None, ..config("y", 2) }, &["a"]),
+            (Entry { version: None, ..config("y", 2) }, &["a"]),
+        ] {
+            objects.put(key(), entry.clone());
+            assert_eq!(taken(&mut objects), expected, "{entry:?}");
+        }
+        assert!(objects.generations().is_empty(), "what has no version is not told of");
+        objects.put(key(), config("y", 3));
+        assert_eq!(objects.generations(), [("y".into(), 3)].into());
     }
 }

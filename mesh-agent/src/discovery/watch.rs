@@ -195,6 +195,7 @@ mod tests {
             source: std::sync::Arc::new(Settings::Directory(world.path(""))),
             feeds: None,
             published: publisher.first.subscribe(),
+            versions: publisher.versions.subscribe(),
         };
         let (sender, events) = mpsc::channel(1);
         drop(sender);

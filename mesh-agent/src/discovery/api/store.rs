@@ -12,7 +12,7 @@ use super::wire::Tag;
 use crate::discovery::Source;
 use crate::discovery::compile::Finding;
 use crate::discovery::objects::read::Reading;
-use crate::discovery::objects::{Key, Kind, Object, Objects};
+use crate::discovery::objects::{Entry, Key, Kind, Object, Objects};
 use crate::discovery::problem::{Fault, Problem};
 
 /// Everything that came from the API.
@@ -149,7 +149,7 @@ impl Store {
 
     /// An object was added or changed.
     pub(super) fn put(&mut self, tag: Tag, reading: Reading<Fault>) {
-        let Tag { mut key, version, rank } = tag;
+        let Tag { mut key, version, rank, tracked } = tag;
         self.objects.share_key(&mut key);
         let before = self.feeds.get(&key.kind).and_then(|feed| feed.held.get(&key));
         let before = before.map_or(Standing::Nothing, |held| held.standing);
@@ -160,7 +160,9 @@ impl Store {
                 (Standing::Nothing, None)
             }
             Reading::Good { object, fault } => {
-                self.objects.insert(key.clone(), rank, Arc::new(object));
+                // What is not in force as it was written does not count as that version.
+                let version = tracked.filter(|_| fault.is_none());
+                self.objects.put(key.clone(), Entry { rank, version, object: Arc::new(object) });
                 (Standing::Object, fault)
             }
             Reading::Bad { fault, .. } if before == Standing::Object => (Standing::Object, Some(fault)),
@@ -309,7 +311,7 @@ mod tests {
         for version in 0..3 {
             let key = Key::new(Kind::ServiceAccount, Some("shop"), Some("payer")).unwrap();
             let good = Reading::Good { object: Object::ServiceAccount, fault: None };
-            store.put(Tag { key, version, rank: 0 }, good);
+            store.put(Tag { key, version, rank: 0, tracked: None }, good);
         }
         let held = store.feeds[&Kind::ServiceAccount].held.keys().next().unwrap();
         let in_force = store.objects.keys().next().unwrap();
@@ -321,7 +323,7 @@ mod tests {
         let mut store = Store::default();
         let tag = |name, version| {
             let key = Key::new(Kind::ServiceAccount, Some("shop"), Some(name)).unwrap();
-            Tag { key, version, rank: 0 }
+            Tag { key, version, rank: 0, tracked: None }
         };
         let good = || Reading::Good { object: Object::ServiceAccount, fault: None };
         let bad = || Reading::Bad { fault: Fault::whole("no"), stand_in: None };

@@ -8,7 +8,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 
 use crate::discovery::objects::read::{self, Reading, Written, misread};
-use crate::discovery::objects::{Key, Kind};
+use crate::discovery::objects::{Key, Kind, Version};
 use crate::discovery::problem::Fault;
 
 /// One page of a list.
@@ -61,6 +61,8 @@ struct HeaderMetadata {
     namespace: Option<String>,
     resource_version: Option<String>,
     creation_timestamp: Option<jiff::Timestamp>,
+    uid: Option<String>,
+    generation: Option<i64>,
 }
 
 /// Name, version and place of an object.
@@ -72,6 +74,8 @@ pub(super) struct Tag {
     /// See `Entry::rank`: the second of its creation, which is the same for every reader. Of two objects of one second
     /// the one whose name comes first is the earlier, since they are compared in order of their keys.
     pub(super) rank: u64,
+    /// For kinds that are tracked.
+    pub(super) tracked: Option<Version>,
 }
 
 /// Reads no more of an object than says which one it is.
@@ -93,7 +97,9 @@ impl Header {
         let age = metadata.creation_timestamp;
         let rank = age.map_or(u64::MAX, |at| u64::try_from(at.as_second()).unwrap_or_default());
         let key = Key::new(kind, metadata.namespace.as_deref(), metadata.name.as_deref())?;
-        Ok(Tag { key, version: hasher.finish(), rank })
+        let tracked = metadata.uid.as_deref().zip(metadata.generation).filter(|_| kind.is_tracked());
+        let tracked = tracked.map(|(uid, generation)| Version { uid: uid.into(), generation });
+        Ok(Tag { key, version: hasher.finish(), rank, tracked })
     }
 }
 
