@@ -9,12 +9,13 @@
 //! writes a key anywhere.
 //!
 //! Reading order: [`peer`] (which id does a chain carry), [`trust`] (which roots vouch for it), [`verify`] (the rustls
-//! verifiers and the names of their refusals), [`tls`] (the configurations), [`wire`] and [`ca_client`] (the protocol to
-//! the CA), [`renewal`] (when), [`keeper`] (the one task that owns it all), [`watch`] (files that change).
+//! verifiers and the names of their refusals), [`tls`] (the configurations), [`line`], [`wire`] and [`ca_client`] (the
+//! protocol to the CA), [`renewal`] (when), [`keeper`] (the one task that owns it all), [`watch`] (files that change).
 #![forbid(unsafe_code)]
 
 pub mod ca_client;
 mod keeper;
+pub mod line;
 pub mod peer;
 mod renewal;
 pub mod tls;
@@ -296,6 +297,11 @@ impl Identities {
         let mut infos: Vec<_> = self.shared.held.load().values().map(|held| held.info.clone()).collect();
         infos.sort_by(|a, b| a.id.cmp(&b.id));
         infos
+    }
+
+    /// The roots, for another line to the CA.
+    pub fn trust(&self) -> Arc<trust::Trust> {
+        self.shared.trust.clone()
     }
 
     /// Our own trust domain.

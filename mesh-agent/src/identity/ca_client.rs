@@ -4,31 +4,17 @@
 //! the public half, and believes the answer only after checking it: right id, right key, verifies against our bundle.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData as _};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tonic::client::Grpc;
-use tonic::codegen::http::Uri;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
-use tonic_prost::ProstCodec;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use super::line::{Failure, Line};
 use super::trust::Trust;
 use super::verify::{Verifier, refusal_label};
 use super::wire::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse};
 use super::{Error, IssuedFault, Settings, peer, tls};
 use crate::model::SpiffeId;
-
-/// Longest time for one certificate, connection included. A CA signs in milliseconds; one that has not answered in ten
-/// seconds is away, and the back-off decides when to ask again.
-pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// A certificate that passed our checks, and its key. `Debug` shows no key.
 pub struct Svid {
@@ -47,16 +33,9 @@ impl std::fmt::Debug for Svid {
 /// A client of one CA.
 #[derive(Debug)]
 pub struct CaClient {
-    host: String,
-    port: u16,
-    server_name: ServerName<'static>,
-    endpoint: Endpoint,
-    token_file: std::path::PathBuf,
+    line: Line,
     validity_seconds: i64,
-    trust: Arc<Trust>,
     verifier: Arc<Verifier>,
-    /// The open channel and the bundle generation that it was made under.
-    channel: Mutex<Option<(u64, Channel)>>,
 }
 
 impl CaClient {
@@ -65,29 +44,10 @@ impl CaClient {
     /// # Errors
     /// The address or server name is malformed.
     pub fn new(settings: &Settings, trust: Arc<Trust>) -> Result<Self, Error> {
-        let malformed = || Error::CaAddress(settings.ca_address.clone());
-        let authority = settings.ca_address.strip_prefix("https://").unwrap_or(&settings.ca_address);
-        let uri =
-            |scheme: &str| format!("{scheme}://{authority}").parse::<Uri>().map_err(|_malformed| malformed());
-        let origin = uri("https")?;
-        let host = origin.host().ok_or_else(malformed)?.trim_matches(['[', ']']).to_owned();
-        let port = origin.port_u16().ok_or_else(malformed)?;
-        let name = settings.ca_server_name.clone().unwrap_or_else(|| host.clone());
-        let server_name = ServerName::try_from(name.clone()).map_err(|_malformed| Error::CaAddress(name))?;
-        // tonic refuses an https address with a connector of one's own; ours does TLS, so the address says http and
-        // the origin, which is what travels in the request, says https.
-        let endpoint = Endpoint::from(uri("http")?).origin(origin);
-        let verifier = Arc::new(Verifier::new(trust.clone()));
         Ok(Self {
-            host,
-            port,
-            server_name,
-            endpoint,
-            token_file: settings.token_file.clone(),
+            line: Line::new(settings, trust.clone())?,
             validity_seconds: i64::try_from(settings.certificate_ttl.as_secs()).unwrap_or(i64::MAX),
-            trust,
-            verifier,
-            channel: Mutex::new(None),
+            verifier: Arc::new(Verifier::new(trust)),
         })
     }
 
@@ -117,81 +77,14 @@ impl CaClient {
         csr_pem: String,
     ) -> Result<CertificateResponse, Error> {
         let message = CertificateRequest::impersonating(id.as_str(), csr_pem, self.validity_seconds);
-        let mut request = tonic::Request::new(message);
-        request.metadata_mut().insert("authorization", self.authorization()?);
-        let mut grpc = Grpc::new(self.channel()?);
-        let call = async {
-            grpc.ready().await.map_err(|error| tonic::Status::unavailable(with_causes(&error)))?;
-            let path = PathAndQuery::from_static(CREATE_CERTIFICATE);
-            let codec: ProstCodec<CertificateRequest, CertificateResponse> = ProstCodec::default();
-            grpc.unary(request, path, codec).await
-        };
-        match tokio::time::timeout(REQUEST_TIME_MAX, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.failed(id, &status)),
-            Err(_elapsed) => {
-                self.forget_channel();
-                Err(self.unreachable(format!("no answer in {REQUEST_TIME_MAX:?}")))
+        self.line.call(CREATE_CERTIFICATE, message).await.map_err(|failure| match failure {
+            Failure::Unable(error) => error,
+            Failure::Unreachable { address, message } => Error::CaUnreachable { address, message },
+            Failure::Refused(status) => {
+                let (code, message) = (status.code(), status.message().to_owned());
+                Error::CaRefused { id: id.clone(), code, message }
             }
-        }
-    }
-
-    fn authorization(&self) -> Result<MetadataValue<tonic::metadata::Ascii>, Error> {
-        let token = std::fs::read_to_string(&self.token_file)
-            .map_err(|source| Error::Token { path: self.token_file.clone(), source })?;
-        let malformed = || Error::TokenMalformed(self.token_file.clone());
-        let token = Some(token.trim()).filter(|token| !token.is_empty()).ok_or_else(malformed)?;
-        let mut value: MetadataValue<_> =
-            format!("Bearer {token}").parse().map_err(|_malformed| malformed())?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-
-    /// The open channel, or a new one where there is none or the roots have changed since.
-    fn channel(&self) -> Result<Channel, Error> {
-        let generation = self.trust.current().generation;
-        let mut slot = self.channel.lock();
-        if let Some((made_under, channel)) = &*slot
-            && *made_under == generation
-        {
-            return Ok(channel.clone());
-        }
-        let channel = self.connect_lazily()?;
-        *slot = Some((generation, channel.clone()));
-        Ok(channel)
-    }
-
-    fn connect_lazily(&self) -> Result<Channel, Error> {
-        let connector = TlsConnector::from(tls::ca_config(self.trust.own_roots())?);
-        let (host, port, name) = (self.host.clone(), self.port, self.server_name.clone());
-        let connect = tower::service_fn(move |_: Uri| {
-            let (connector, host, name) = (connector.clone(), host.clone(), name.clone());
-            async move {
-                let tcp = TcpStream::connect((host.as_str(), port)).await?;
-                tcp.set_nodelay(true)?;
-                connector.connect(name, tcp).await.map(TokioIo::new)
-            }
-        });
-        Ok(self.endpoint.connect_with_connector_lazy(connect))
-    }
-
-    /// A channel to a host that vanished without a word would stay; the next request opens a new one.
-    fn forget_channel(&self) {
-        *self.channel.lock() = None;
-    }
-
-    fn failed(&self, id: &SpiffeId, status: &tonic::Status) -> Error {
-        let code = status.code();
-        // What tonic reports about the connection itself comes as Unavailable or Unknown, with a cause.
-        if code == tonic::Code::Unavailable || std::error::Error::source(status).is_some() {
-            self.forget_channel();
-            return self.unreachable(format!("{code:?}: {}", with_causes(status)));
-        }
-        Error::CaRefused { id: id.clone(), code, message: status.message().to_owned() }
-    }
-
-    fn unreachable(&self, message: String) -> Error {
-        Error::CaUnreachable { address: format!("{}:{}", self.host, self.port), message }
+        })
     }
 
     fn check(
@@ -240,22 +133,10 @@ fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
     peer::parse(certificate).is_ok_and(|parsed| parsed.issuer().as_raw() == parsed.subject().as_raw())
 }
 
-/// An error with its causes: tonic's own words ("transport error") name none.
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use rcgen::{BasicConstraints, IsCa, Issuer, SanType};
 
