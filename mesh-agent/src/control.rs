@@ -5,13 +5,13 @@
 //! pod; it gets only the identities of service accounts that have a pod on it. A stolen node can therefore speak for its
 //! own pods and for nobody else.
 //!
-//! In a cluster it also says on the objects what became of them.
+//! In a cluster it also says on the objects what became of them, and on how many nodes they are in force.
 //!
 //! It never sees a private key of a workload, is not on the path of any connection, and its absence is noticed only
 //! when certificates run out.
 //!
 //! Reading order: [`admission`] (the rule), [`callers`], [`tokens`] and [`review`] (who is asking), [`limits`] (how
-//! often), [`ca`] (keys, signing, root rotation), [`service`] (one call), [`server`] (the listener), `files` (standalone:
+//! often), [`ca`] (keys, signing, root rotation), [`service`] (one call), [`reports`] (what is in force on nodes), [`server`] (the listener), `files` (standalone:
 //! following files that change), [`cluster`] (following a Secret), `bundle` (roots as a ConfigMap), [`lease`] (who leads),
 //! `follow` (list and watch), [`status`] (conditions on objects).
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod files;
 mod follow;
 pub mod lease;
 pub mod limits;
+pub mod reports;
 pub mod review;
 pub mod server;
 pub mod service;

@@ -15,10 +15,11 @@
 //! | 3 | identity | model, telemetry, lifecycle |
 //! | 3 | discovery | model, telemetry, lifecycle, registry, policy, route |
 //! | 3 | kernel | model, telemetry, lifecycle |
+//! | 4 | progress | model, lifecycle, identity |
 //! | 4 | capture | model, telemetry, lifecycle, registry, policy, route, balance, kernel |
 //! | 5 | proxy | model, telemetry, lifecycle, registry, policy, route, balance, identity, capture |
 //! | 5 | notices | model, lifecycle, capture |
-//! | 6 | control | model, telemetry, lifecycle, registry, policy, route, identity, discovery |
+//! | 6 | control | model, telemetry, lifecycle, registry, policy, route, identity, discovery, progress |
 //! | 6 | admin | model, telemetry, lifecycle, registry, policy, route, identity, kernel, capture, proxy |
 //! | 7 | config | model, telemetry, lifecycle, registry, policy, route, balance, identity, discovery, kernel, capture, proxy, control, admin |
 //! | 8 | agent | all |
@@ -38,6 +39,7 @@ pub mod lifecycle;
 pub mod model;
 pub mod notices;
 pub mod policy;
+pub mod progress;
 pub mod proxy;
 pub mod registry;
 pub mod route;

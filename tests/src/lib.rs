@@ -4,7 +4,7 @@
 //! Reading order: [`world`] (what a test asks for), [`lab`] (the running lab: pods, agents, faults, and its end, always),
 //! [`probe`] (a program in a pod that a test drives), [`wire`] (how the two talk), [`seen`] (metrics and access records),
 //! [`traffic`] (streams that find their own faults), [`http`] (HTTP as servers and clients see it), [`api`] (a small Kubernetes
-//! API server with faults on order), [`cluster`] (a real Kubernetes of two nodes), [`wait`] (patience). The
+//! API server with faults on order), [`control`] (a control plane over it), [`cluster`] (a real Kubernetes of two nodes), [`wait`] (patience). The
 //! probe's own program is `src/bin/weft-probe.rs`.
 //!
 //! Nothing here skips: a test that lacks root fails and says which command to use.
@@ -18,6 +18,8 @@ pub mod http;
 pub mod lab;
 
 pub mod cluster;
+
+pub mod control;
 
 pub mod probe;
 

@@ -1,10 +1,8 @@
 //! `mesh-agent control` as it runs in a cluster: real processes over one API server. The one test about tokens holds for a real
 //! API server too (`WEFT_TEST_KUBECONFIG`), since only that one signs tokens.
 
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +14,7 @@ use mesh_agent::model::{SpiffeId, TrustDomain};
 use mesh_tests::api::ApiServer;
 use mesh_tests::api::review::Token;
 use mesh_tests::api::stage::{KUBECONFIG, Stage, on_stage};
-use mesh_tests::lab::release_dir;
+use mesh_tests::control::{Replica, control};
 use mesh_tests::wait::{eventually, now, within};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
@@ -28,68 +26,6 @@ const ROUTES: &str = "gateway.networking.k8s.io";
 
 /// How long a start, a take-over after a death (15 s and two looks of 2 s), or a status may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
-
-/// One process; it is killed when dropped.
-struct Replica {
-    process: Child,
-    admin: String,
-    listen: String,
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").to_string()
-}
-
-fn control(kubeconfig: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(release_dir().join("mesh-agent"));
-    command.arg("control").args(words).arg("--kubeconfig").arg(kubeconfig).stdout(Stdio::null());
-    command
-}
-
-impl Replica {
-    fn start(kubeconfig: &Path) -> Self {
-        Self::start_with(kubeconfig, &["--ca-secret=weft-system/weft-ca"])
-    }
-
-    fn start_with(kubeconfig: &Path, more: &[&str]) -> Self {
-        let (admin, listen) = (free_address(), free_address());
-        let words = ["--kubernetes", "--token-review", "--listen", &listen, "--admin-listen", &admin];
-        let process = control(kubeconfig, &[&words[..], more].concat()).spawn();
-        Self { process: process.expect("mesh-agent is built: cargo build --release"), admin, listen }
-    }
-
-    /// The body of one of its windows; empty while it does not answer.
-    fn window(&self, path: &str) -> String {
-        let ask = || {
-            let mut stream = TcpStream::connect(&self.admin)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            write!(
-                stream,
-                "GET {path} HTTP/1.1\r\nhost: x\r\naccept: text/plain\r\nconnection: close\r\n\r\n"
-            )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            std::io::Result::Ok(answer)
-        };
-        ask().unwrap_or_default()
-    }
-
-    fn is_ready(&self) -> bool {
-        self.window("/readyz").starts_with("HTTP/1.1 200")
-    }
-
-    fn leads(&self) -> bool {
-        self.window("/metrics").contains("\nweft_control_leader 1")
-    }
-}
 
 fn mesh(server: &ApiServer) {
     for name in ["weft-system", "shop"] {
@@ -176,7 +112,7 @@ fn two_replicas_share_keys_and_one_leads_until_it_dies() {
     // The leader dies without a word.
     let first = usize::from(!replicas[0].leads());
     let started = now();
-    replicas[first].process.kill().expect("killed");
+    replicas[first].kill().expect("killed");
     let other = &replicas[1 - first];
     within(PATIENCE, "the other leads", || other.leads().then_some(()));
     assert!(now().duration_since(started) > Duration::from_secs(9), "not before the Lease was old");

@@ -96,6 +96,13 @@ fn a_strict_policy_refuses_strangers_and_lets_the_kubelet_probe() {
         (!get(&outside.name, "stranger").status.success()).then_some(())
     });
     assert!(get(name, "web").status.success(), "a caller with an identity is served");
+    wait::within(PATIENCE, "the policy says that every node enforces it", || {
+        let status = cluster.get(&["authorizationpolicies", "-n", name, "strict"])["status"].clone();
+        let conditions = status["ancestors"][0]["conditions"].as_array()?.clone();
+        let is_programmed =
+            conditions.iter().any(|one| one["type"] == "Programmed" && one["status"] == "True");
+        (is_programmed && status["nodesReady"] == 2 && status["nodesTotal"] == 2).then_some(())
+    });
     // Longer than the three failures, one second apart, after which the kubelet would take it for broken.
     std::thread::sleep(std::time::Duration::from_secs(8));
     let orders = cluster.pod(name, "orders");

@@ -93,13 +93,15 @@ impl Parts<'_> {
     /// Serves until shutdown. `authority` holds readiness back until then.
     async fn serve(&self, control: Control, authority: Block) -> Result<(), Error> {
         tracing::info!(address = %control.local_addr(), "the certificate service listens");
-        let stats = control.stats();
+        let (stats, desk) = (control.stats(), control.desk());
         self.telemetry.before_scrape(move |telemetry| {
             let counts = stats.counts();
             telemetry.certificate_requests("issued", counts.issued);
             for (reason, count) in counts.refused() {
                 telemetry.certificate_requests(reason, count);
             }
+            desk.counts().for_each(|(result, count)| telemetry.reports(result, count));
+            telemetry.nodes_reporting(desk.heard().reporting());
         });
         drop(authority);
         Ok(control.run(self.shutdown.clone()).await?)
@@ -121,18 +123,21 @@ impl Parts<'_> {
             trust_domain: trust_domain.clone(),
             listen: self.settings.listen,
             server_names: self.settings.server_names.clone(),
-            namespace,
+            namespace: namespace.clone(),
             keys,
-            expected,
+            expected: expected.clone(),
         };
-        let (leads, registry) = (candidacy.leads(), self.registry.clone());
+        let (leading, registry) = (candidacy.leading(), self.registry.clone());
         let (api, told) = (client.clone(), telemetry.clone());
-        let opened = cluster::open(settings, api, leads, registry.clone(), told, &self.shutdown).await?;
+        let opened = cluster::open(settings, api, leading, registry.clone(), told, &self.shutdown).await?;
         if let Some((control, standing)) = opened {
+            candidacy.serves_at(cluster::reachable(control.local_addr(), namespace, registry.clone()));
             // Objects of a directory have no status to write.
             if matches!(self.settings.objects, discovery::Settings::Kubernetes(_)) {
                 let discovery = discovery.clone();
-                let writer = Writer { client, standing, discovery, registry, telemetry, trust_domain };
+                let (heard, agents) = (control.desk().heard(), expected);
+                let writer =
+                    Writer { client, standing, discovery, registry, telemetry, trust_domain, heard, agents };
                 status::start(writer, self.shutdown.clone());
             }
             self.serve(control, authority).await?;

@@ -25,6 +25,7 @@ use crate::capture::sandbox::{Files, Sandboxes};
 use crate::capture::{self, Capture, FastPath, KernelCallers, KernelOrigins, Left};
 use crate::config::{NodeSettings, ServiceVips, SpliceMode};
 use crate::identity::Identities;
+use crate::identity::line::Line;
 use crate::kernel::turn::{self, Claimed};
 use crate::kernel::{self, Kernel, probes};
 use crate::lifecycle::{Block, Readiness, Trigger, clock, shutdown, tasks};
@@ -32,7 +33,7 @@ use crate::model::WorkloadUid;
 use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
-use crate::{admin, discovery, identity, notices, policy, proxy, registry, route};
+use crate::{admin, discovery, identity, notices, policy, progress, proxy, registry, route};
 
 /// How often one looks whether the agent is ready.
 const STARTED_EVERY: Duration = Duration::from_millis(100);
@@ -93,7 +94,8 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
     }
 
     let mesh = registry.snapshot().config.clone();
-    let identities = identity::start(settings.ca.identity(&mesh), telemetry.clone(), stopping.clone())?;
+    let ca = settings.ca.identity(&mesh);
+    let identities = identity::start(ca.clone(), telemetry.clone(), stopping.clone())?;
     let mut sandboxes = sandboxes(settings)?;
     let succeeds_another = matches!(claimed, Claimed::Later(_));
     let turn = match claimed {
@@ -169,6 +171,9 @@ pub fn run(settings: &NodeSettings) -> Result<(), Error> {
         let client = runtime.block_on(access.client())?;
         notices::start(client, &settings.node, capture.states(), asked.clone());
     }
+    let line = Line::new(&ca, identities.trust())?;
+    // An agent that leaves has said its last: the next one speaks for the node.
+    progress::start(line, discovery.versions(), capture.in_kernel(), asked.clone());
     tasks::spawn("first certificates", first_certificates(identities.clone(), capture.clone(), certifying));
 
     let _first = parts.set(Parts { identities, capture: capture.clone() });

@@ -5,7 +5,7 @@
 //! changes nothing: the last good keys go on, and log, metrics and MeshConfig's status say so.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +17,13 @@ use super::bundle::Bundle;
 use super::ca::{Authority, SecretRef, secret};
 use super::callers::Callers;
 use super::follow::{Change, follow};
+use super::reports::Leading;
+use super::reports::desk::Desk;
 use super::review::{Expected, Reviews};
 use super::server::{self, Signing, server_names};
 use super::{Control, Error, lease};
 use crate::lifecycle::{Shutdown, tasks};
-use crate::model::TrustDomain;
+use crate::model::{TrustDomain, WorkloadName};
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 
@@ -84,10 +86,16 @@ pub struct Standing {
 }
 
 /// A candidate for leading that runs.
-#[derive(Debug)]
 pub struct Candidacy {
     task: tokio::task::JoinHandle<()>,
-    leads: watch::Receiver<bool>,
+    leading: Leading,
+    address: lease::Address,
+}
+
+impl std::fmt::Debug for Candidacy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Candidacy").field("leading", &self.leading).finish_non_exhaustive()
+    }
 }
 
 impl Candidacy {
@@ -96,12 +104,19 @@ impl Candidacy {
         let (candidate, leads) = lease::Candidate::new(client, namespace, &identity());
         let (told, heard) = (telemetry.clone(), leads.clone());
         telemetry.before_scrape(move |_| told.control_leads(*heard.borrow()));
-        Self { task: tasks::spawn("control lease", candidate.run(shutdown)), leads }
+        let (address, leader) = (candidate.address(), candidate.elsewhere());
+        let task = tasks::spawn("control lease", candidate.run(shutdown));
+        Self { task, leading: Leading { leads, leader }, address }
     }
 
-    /// Whether this replica leads.
-    pub fn leads(&self) -> watch::Receiver<bool> {
-        self.leads.clone()
+    /// Whether this replica leads, and where the one is that does.
+    pub fn leading(&self) -> Leading {
+        self.leading.clone()
+    }
+
+    /// Lets the other replicas know where this one serves. A second call changes nothing.
+    pub fn serves_at(&self, address: impl Fn() -> Option<SocketAddr> + Send + Sync + 'static) {
+        let _ = self.address.set(Box::new(address));
     }
 
     /// Waits until the Lease is given back. Call after shutdown was asked for.
@@ -110,9 +125,30 @@ impl Candidacy {
     }
 }
 
-/// The host's name, which in a pod is the pod's, and some letters by which two processes of one host differ.
+/// Where others reach what listens there: at that very address, or, where that means every address, at our pod's.
+pub fn reachable(
+    listen: SocketAddr,
+    namespace: String,
+    registry: Registry,
+) -> impl Fn() -> Option<SocketAddr> + Send + Sync + 'static {
+    let host: Arc<str> = host().unwrap_or_default().into();
+    let name = WorkloadName { namespace: namespace.into(), name: host };
+    let of_pod =
+        move || -> Option<IpAddr> { registry.snapshot().workload_by_name(&name)?.addresses.first().copied() };
+    move || match listen.ip().is_unspecified() {
+        false => Some(listen),
+        true => of_pod().map(|ip| SocketAddr::new(ip, listen.port())),
+    }
+}
+
+/// In a pod, the pod's name.
+fn host() -> Option<String> {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok())
+}
+
+/// The host's name and some letters by which two processes of one host differ.
 fn identity() -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let host = host();
     let tail: String = std::iter::repeat_with(fastrand::alphanumeric).take(6).collect();
     format!("{}_{}", host.unwrap_or_else(|| "control".to_owned()), tail.to_lowercase())
 }
@@ -126,7 +162,7 @@ fn identity() -> String {
 pub async fn open(
     settings: Settings,
     client: Client,
-    leads: watch::Receiver<bool>,
+    leading: Leading,
     registry: Registry,
     telemetry: Telemetry,
     shutdown: &Shutdown,
@@ -139,6 +175,7 @@ pub async fn open(
         telemetry.clone(),
     )));
     let trust_domain = settings.trust_domain.clone();
+    let leads = leading.leads.clone();
     let mut keeper =
         Keeper::begin(client, settings.keys, trust_domain, &settings.namespace, leads, telemetry);
     let standing = keeper.standing();
@@ -147,7 +184,8 @@ pub async fn open(
         authority = keeper.first() => authority,
     };
     let names = server_names(settings.listen, &names);
-    let signing = Signing::begin(authority, settings.trust_domain, callers, registry, names)?;
+    let (trust_domain, desk) = (settings.trust_domain, Desk::new(leading));
+    let signing = Signing::begin(authority, trust_domain, callers, registry, names, desk)?;
     let control = Control::listen(settings.listen, &signing)?;
     let follower = Follower { keeper, signing };
     Ok(Some((control(server::Follower::Cluster(Box::new(follower))), standing)))

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use super::ca::{Authority, store};
 use super::callers::Callers;
+use super::reports::Leading;
+use super::reports::desk::Desk;
 use super::server::{self, Signing, server_names};
 use super::tokens::JoinTokens;
 use super::{Control, Error, Settings};
@@ -24,7 +26,8 @@ pub(super) fn open(settings: Settings, registry: Registry) -> Result<Control, Er
     }
     let names = server_names(settings.listen, &settings.server_names);
     let callers = Callers::JoinTokens(tokens.clone());
-    let signing = Signing::begin(authority, settings.trust_domain.clone(), callers, registry, names)?;
+    let (trust_domain, desk) = (settings.trust_domain.clone(), Desk::new(Leading::alone()));
+    let signing = Signing::begin(authority, trust_domain, callers, registry, names, desk)?;
     let control = Control::listen(settings.listen, &signing)?;
     Ok(control(server::Follower::Files(Follower {
         signing,

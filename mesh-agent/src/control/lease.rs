@@ -11,6 +11,8 @@
 //! small one of our own. Leading is a matter of economy here, not of safety: what a leader writes carries
 //! resourceVersions or is the same whoever writes it.
 
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -33,8 +35,13 @@ pub const RETRY: Duration = Duration::from_secs(2);
 /// The Lease's name.
 pub const NAME: &str = "weft-control";
 
+/// Annotation of the Lease: where the holder serves. Agents that ask another replica are sent there.
+pub const ADDRESS: &str = "weft.dev/address";
+
+/// Where this process serves, once that is known.
+pub type Address = Arc<OnceLock<Box<dyn Fn() -> Option<SocketAddr> + Send + Sync>>>;
+
 /// One candidate.
-#[derive(Debug)]
 pub(super) struct Candidate {
     api: Api<Lease>,
     namespace: String,
@@ -43,6 +50,9 @@ pub(super) struct Candidate {
     seen: Option<(LeaseSpec, Instant)>,
     leader: watch::Sender<bool>,
     renewed_at: Option<Instant>,
+    address: Address,
+    /// Where another holder serves.
+    elsewhere: watch::Sender<Option<SocketAddr>>,
 }
 
 /// What one attempt came to.
@@ -58,7 +68,19 @@ impl Candidate {
         let (leader, leads) = watch::channel(false);
         let (namespace, identity) = (namespace.to_owned(), identity.to_owned());
         let api = Api::namespaced(client.clone(), &namespace);
-        (Self { api, namespace, identity, seen: None, leader, renewed_at: None }, leads)
+        let (address, elsewhere) = (Address::default(), watch::Sender::new(None));
+        let (seen, renewed_at) = (None, None);
+        (Self { api, namespace, identity, seen, leader, renewed_at, address, elsewhere }, leads)
+    }
+
+    /// Where this process serves is to be put there; it is written with the next renewal.
+    pub(super) fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    /// Tells where another holder serves.
+    pub(super) fn elsewhere(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.elsewhere.subscribe()
     }
 
     /// Stands for election until shutdown, then gives back what it holds.
@@ -122,8 +144,11 @@ impl Candidate {
         }
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if !holder.is_empty() && holder != self.identity && !self.is_old(&spec) {
+            let written = found.metadata.annotations.as_ref().and_then(|all| all.get(ADDRESS));
+            self.elsewhere.send_replace(written.and_then(|address| address.parse().ok()));
             return Ok(Outcome::Another);
         }
+        self.elsewhere.send_replace(None);
         let replaced = self.api.replace(NAME, &PostParams::default(), &self.lease(Some(&found))).await;
         self.written(replaced)
     }
@@ -154,7 +179,7 @@ impl Candidate {
         let now = MicroTime(Timestamp::try_from(clock::wall()).unwrap_or_default());
         let old = before.and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let stays = old.holder_identity.as_deref() == Some(&self.identity);
-        let metadata = before.map_or_else(
+        let mut metadata = before.map_or_else(
             || ObjectMeta {
                 namespace: Some(self.namespace.clone()),
                 name: Some(NAME.to_owned()),
@@ -163,6 +188,11 @@ impl Candidate {
             },
             |lease| lease.metadata.clone(),
         );
+        let annotations = metadata.annotations.get_or_insert_default();
+        match self.address.get().and_then(|address| address()) {
+            Some(address) => drop(annotations.insert(ADDRESS.to_owned(), address.to_string())),
+            None => drop(annotations.remove(ADDRESS)),
+        }
         let transitions = old.lease_transitions.unwrap_or(0) + i32::from(before.is_some() && !stays);
         Lease {
             metadata,

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use crate::lifecycle::Bucket;
 
-/// Requests that a node may make at once: a full restart with a certificate for every pod, several times over.
+/// Requests for certificates that a node may make at once: a full restart with a certificate for every pod, several
+/// times over.
 const BURST: f64 = 1000.0;
 
 /// Requests per second that it may keep up. 200 pods with certificates of a few seconds (a test) need about 100; with
@@ -16,17 +17,31 @@ const BURST: f64 = 1000.0;
 const PER_SECOND: f64 = 200.0;
 
 /// The buckets of all nodes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Limits {
+    burst: f64,
+    per_second: f64,
     buckets: HashMap<Arc<str>, Bucket>,
 }
 
+/// Those of requests for certificates.
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(BURST, PER_SECOND)
+    }
+}
+
 impl Limits {
+    /// What each node may do at once, and per second.
+    pub fn new(burst: f64, per_second: f64) -> Self {
+        Self { burst, per_second, buckets: HashMap::new() }
+    }
+
     /// Takes one token of the node's; false when it has none. Nodes are known ones (they have shown a good token), so the map
     /// does not grow with what strangers send.
     pub fn admit(&mut self, node: &Arc<str>, now: Instant) -> bool {
-        let bucket = self.buckets.entry(node.clone()).or_insert_with(|| Bucket::full(BURST, now));
-        bucket.take(BURST, PER_SECOND, now)
+        let bucket = self.buckets.entry(node.clone()).or_insert_with(|| Bucket::full(self.burst, now));
+        bucket.take(self.burst, self.per_second, now)
     }
 }
 

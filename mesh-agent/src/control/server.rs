@@ -1,4 +1,4 @@
-//! The listener of the certificate service.
+//! The listener of the certificate service, and of reports beside it.
 //!
 //! gRPC over HTTP/2 over TLS 1.3, one task per connection. One more task follows what may change under it: files
 //! ([`super::files`]) or a Secret ([`super::cluster`]).
@@ -24,17 +24,19 @@ use tonic_prost::ProstCodec;
 use super::ca::{Authority, SERVING_LIFETIME};
 use super::callers::Callers;
 use super::limits::Limits;
-use super::service::{Service, Stats};
+use super::reports::desk::Desk;
+use super::service::{Service, Stats, bearer};
 use super::{Error, Settings, cluster, files};
 use crate::identity::tls;
 use crate::identity::wire::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse};
 use crate::lifecycle::{Shutdown, clock, tasks};
 use crate::model::TrustDomain;
+use crate::progress::wire::{self, REPORT, REPORT_BYTES_MAX, Report};
 use crate::registry::Registry;
 
-/// Connections at one time; the next ones wait in the kernel's queue. A mesh of a thousand
-/// nodes that all start at once fits; at about 50 KiB each they hold 50 MiB.
-const CONNECTIONS_MAX: usize = 1024;
+/// Connections at one time; the next ones wait in the kernel's queue. A mesh of a thousand nodes that all report to one
+/// replica and all start at once fits; at about 50 KiB each they hold 100 MiB.
+const CONNECTIONS_MAX: usize = 2048;
 
 /// Longest TLS handshake, so that silent callers do not hold a connection.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -42,8 +44,8 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often an idle connection is pinged; a caller that vanished is let go after two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Longest life of a connection; calls that are under way are finished. An agent needs the CA a few times a day and
-/// opens a new connection when it does; strangers, who get as far as a TLS handshake, shall not keep a place.
+/// Longest life of a connection; calls that are under way are finished. An agent opens a new connection when it needs one;
+/// strangers, who get as far as a TLS handshake, shall not keep a place.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(120);
 
 /// Largest request, in bytes. A P-256 request is under 1 KiB; an RSA-4096 one under 3 KiB.
@@ -86,6 +88,7 @@ impl Signing {
         callers: Callers,
         registry: Registry,
         names: Vec<String>,
+        desk: Desk,
     ) -> Result<Self, Error> {
         let config = Arc::new(ArcSwap::new(server_config(&authority, &names)?));
         let service = Arc::new(Service {
@@ -95,6 +98,7 @@ impl Signing {
             registry,
             limits: Mutex::new(Limits::default()),
             stats: Arc::new(Stats::default()),
+            desk: Arc::new(desk),
         });
         Ok(Self { service, config, config_made: clock::now(), names })
     }
@@ -144,6 +148,11 @@ impl Control {
     /// Its counters.
     pub fn stats(&self) -> Arc<Stats> {
         self.service.stats.clone()
+    }
+
+    /// Where nodes report.
+    pub fn desk(&self) -> Arc<Desk> {
+        self.service.desk.clone()
     }
 
     /// Serves until shutdown; open calls are then finished.
@@ -224,12 +233,47 @@ async fn answer(
     peer: SocketAddr,
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
-    if request.uri().path() != CREATE_CERTIFICATE {
-        return Ok(Status::unimplemented("only CreateCertificate is served here").into_http());
+    match request.uri().path() {
+        CREATE_CERTIFICATE => {
+            let codec: ProstCodec<CertificateResponse, CertificateRequest> = ProstCodec::default();
+            let mut grpc = Grpc::new(codec).max_decoding_message_size(REQUEST_BYTES_MAX);
+            Ok(grpc.unary(Call { service, peer }, request).await)
+        }
+        REPORT => Ok(hear(&service, peer, request).await),
+        _ => Ok(Status::unimplemented("only CreateCertificate and Report are served here").into_http()),
     }
-    let codec: ProstCodec<CertificateResponse, CertificateRequest> = ProstCodec::default();
-    let mut grpc = Grpc::new(codec).max_decoding_message_size(REQUEST_BYTES_MAX);
-    Ok(grpc.unary(Call { service, peer }, request).await)
+}
+
+async fn hear(
+    service: &Service,
+    peer: SocketAddr,
+    request: hyper::Request<Incoming>,
+) -> hyper::Response<tonic::body::Body> {
+    let authorization = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+    let node = match service.desk.admit(&service.callers, authorization.and_then(bearer)).await {
+        Ok(node) => node,
+        Err(status) => {
+            tracing::debug!(%peer, code = ?status.code(), why = status.message(), "no report is taken");
+            return status.into_http();
+        }
+    };
+    let codec: ProstCodec<wire::Heard, Report> = ProstCodec::default();
+    let mut grpc = Grpc::new(codec).max_decoding_message_size(REPORT_BYTES_MAX);
+    grpc.unary(Hearing { desk: service.desk.clone(), node }, request).await
+}
+
+struct Hearing {
+    desk: Arc<Desk>,
+    node: Arc<str>,
+}
+
+impl UnaryService<Report> for Hearing {
+    type Response = wire::Heard;
+    type Future = std::future::Ready<Result<Response<wire::Heard>, Status>>;
+
+    fn call(&mut self, request: Request<Report>) -> Self::Future {
+        std::future::ready(self.desk.take(&self.node, request.get_ref()))
+    }
 }
 
 struct Call {

@@ -16,6 +16,7 @@ use super::admission::{self, Denial};
 use super::ca::{Authority, RequestedKey, pems};
 use super::callers::{Callers, Unknown};
 use super::limits::Limits;
+use super::reports::desk::Desk;
 use crate::identity::wire::{CertificateRequest, CertificateResponse};
 use crate::lifecycle::clock;
 use crate::model::identity::InvalidSpiffeId;
@@ -37,6 +38,7 @@ pub struct Service {
     pub(super) registry: Registry,
     pub(super) limits: Mutex<Limits>,
     pub(super) stats: Arc<Stats>,
+    pub(super) desk: Arc<Desk>,
 }
 
 /// How many requests were answered how.
@@ -173,7 +175,8 @@ impl Service {
         request: &Request<CertificateRequest>,
         peer: SocketAddr,
     ) -> Result<Response<CertificateResponse>, Status> {
-        let node = self.callers.node_of(bearer(request)).await;
+        let authorization = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let node = self.callers.node_of(authorization.and_then(bearer)).await;
         let answer = match &node {
             Ok(node) => self.certify(node, request.get_ref()),
             Err(unknown) => Err(unknown.clone().into()),
@@ -209,8 +212,9 @@ impl Service {
     }
 }
 
-fn bearer(request: &Request<CertificateRequest>) -> Option<&str> {
-    request.metadata().get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")
+/// The token in the header `authorization`.
+pub(super) fn bearer(authorization: &str) -> Option<&str> {
+    authorization.strip_prefix("Bearer ")
 }
 
 /// A node has no identity of its own, so it must say whose it wants.

@@ -2,7 +2,8 @@
 //!
 //! [`issuing`]: who gets what. [`handshakes`]: what peers accept of each other. [`rotation`]: one root after another.
 //! [`files`]: what the CA's own files must be like. Against [`fake_api`], a Kubernetes API in memory: [`reviewing`], who a
-//! pod's token stands for; [`election`], who leads; [`cluster`], replicas over one Secret; [`statuses`], what is written on objects.
+//! pod's token stands for; [`election`], who leads; [`cluster`], replicas over one Secret; [`reporting`], what nodes say is in
+//! force; [`statuses`], what is written on objects.
 
 mod cluster;
 mod election;
@@ -10,6 +11,7 @@ mod fake_api;
 mod files;
 mod handshakes;
 mod issuing;
+mod reporting;
 mod reviewing;
 mod rotation;
 mod statuses;
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use super::{Control, Settings, Stats};
 use crate::identity::ca_client::CaClient;
+use crate::identity::line::Line;
 use crate::identity::trust::Trust;
 use crate::identity::{self, Identities};
 use crate::lifecycle::{Shutdown, Trigger, shutdown, tasks};
@@ -159,6 +162,12 @@ impl Mesh {
             assert!(identities.wait_for(&id(account), PATIENCE).await, "{account} on {node}");
         }
         identities
+    }
+
+    /// A line of its own to the CA.
+    fn line(&self, node: &str, ca_address: &str) -> Line {
+        let trust = Trust::load(vec![(domain("cluster.local"), self.path("roots.pem"))]).expect("roots");
+        Line::new(&self.identity_settings(node, ca_address), Arc::new(trust)).expect("an address")
     }
 
     /// The bare client, for asking what an honest agent would not ask.

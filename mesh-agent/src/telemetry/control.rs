@@ -1,4 +1,4 @@
-//! What control reports of itself: whether it leads, whether its keys are usable, what it answered and wrote.
+//! What control reports of itself: whether it leads, whether its keys are usable, what it answered, heard and wrote.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,8 @@ pub(super) struct Control {
     requests: Family<ResultLabels, Counter>,
     token_reviews: Family<ResultLabels, Counter>,
     status_writes: Family<ResultLabels, Counter>,
+    reports: Family<ResultLabels, Counter>,
+    nodes_reporting: Gauge,
 }
 
 impl Control {
@@ -67,6 +69,20 @@ impl Control {
                 "(control) Writes of an object's status, by result (written, conflict, failed)",
                 Family::default(),
             ),
+            reports: all.add(
+                "control_reports",
+                None,
+                &["result"],
+                "(control) Reports of agents about what is in force, by result (taken, begin_again, or why not)",
+                Family::default(),
+            ),
+            nodes_reporting: all.add(
+                "control_nodes_reporting",
+                None,
+                &[],
+                "(control) Nodes that have reported in the last minute; 0 where another replica leads",
+                Gauge::default(),
+            ),
         }
     }
 }
@@ -97,6 +113,17 @@ impl Telemetry {
     /// The API server was asked about a token; `result` is a stable label.
     pub fn token_reviewed(&self, result: &'static str) {
         self.0.families.control.token_reviews.get_or_create_owned(&ResultLabels { result }).inc();
+    }
+
+    /// How many reports ended like this; somebody else counts, so the value replaces the one before.
+    pub fn reports(&self, result: &'static str, total: u64) {
+        let counter = self.0.families.control.reports.get_or_create_owned(&ResultLabels { result });
+        counter.inner().store(total, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How many nodes report.
+    pub fn nodes_reporting(&self, count: usize) {
+        self.0.families.control.nodes_reporting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A status was written or not; `result` is a stable label.

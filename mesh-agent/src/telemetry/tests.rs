@@ -267,6 +267,7 @@ fn metrics_page_names_the_labels_that_series_carry() {
     telemetry.certificate_requests("issued", 1);
     telemetry.token_reviewed("good");
     telemetry.status_written("written");
+    telemetry.reports("taken", 1);
     telemetry.discovery_connected("Pod", true);
     telemetry.discovery_heard("Pod", 1, SystemTime::UNIX_EPOCH);
     telemetry.discovery_listed("Pod");

@@ -1,11 +1,12 @@
-//! What is said on MeshConfigs: which one is in force, and whether control works by it. Pure.
+//! What is said on MeshConfigs: which one is in force, whether control works by it, and on how many nodes. Pure.
 
 use std::time::SystemTime;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::conditions::{Wanted, follow_on};
 use super::objects::Judged;
+use super::programmed::{PROGRAMMED, READY, Said, TOTAL, differing};
 use crate::model::TrustDomain;
 
 /// What control itself has to say.
@@ -25,24 +26,36 @@ pub(super) fn rank(object: &Value) -> (String, String) {
     (text("creationTimestamp"), text("name"))
 }
 
-/// The new `status.conditions`; `None`: what is there is right. `in_force` names the one that is.
-pub(super) fn conditions(
+/// What is new in the status; `None`: what is there is right. `in_force` names the one that is.
+pub(super) fn status(
     object: &Value,
     generation: Option<i64>,
     judged: &Judged,
     in_force: &str,
     own: Own<'_>,
+    said: &Said,
     now: SystemTime,
 ) -> Option<Value> {
+    // A number that is not written below is taken away.
+    let mut fields: Map<String, Value> =
+        [READY, TOTAL].map(|name| (name.to_owned(), Value::Null)).into_iter().collect();
     let wanted = if object["metadata"]["name"] == in_force {
-        vec![accepted(judged), programmed(own)]
+        said.write(&mut fields);
+        vec![accepted(judged), own.fault().unwrap_or_else(|| said.condition(PROGRAMMED))]
     } else {
         let message = format!("there can be one MeshConfig only; {in_force} came first and is in force");
         vec![Wanted::new("Accepted", false, "Conflicted", message)]
     };
-    let present = &object["status"]["conditions"];
-    let conditions = follow_on(present, &wanted, generation, now);
-    (conditions != *present).then_some(conditions)
+    let conditions = follow_on(&object["status"]["conditions"], &wanted, generation, now);
+    fields.insert("conditions".to_owned(), conditions);
+    differing(&object["status"], fields)
+}
+
+/// What is said now of the nodes.
+pub(super) fn present(object: &Value, generation: Option<i64>, own: Own<'_>) -> Option<Said> {
+    let status = &object["status"];
+    let said = Said::present(&status["conditions"], PROGRAMMED, generation, status)?;
+    Some(if own.fault().is_some() { said.numbers_only() } else { said })
 }
 
 fn accepted(judged: &Judged) -> Wanted {
@@ -57,25 +70,29 @@ fn accepted(judged: &Judged) -> Wanted {
     }
 }
 
-fn programmed(own: Own<'_>) -> Wanted {
-    let said = |is_true, reason, message: &str| Wanted::new("Programmed", is_true, reason, message);
-    if let Some(fault) = own.fault {
-        let message = format!("the certificate authority goes on with its last good keys: {fault}");
-        return said(false, "CertificateAuthority", &message);
+impl Own<'_> {
+    /// What keeps control itself from working by the settings.
+    fn fault(&self) -> Option<Wanted> {
+        let said = |reason, message| Some(Wanted::new(PROGRAMMED, false, reason, message));
+        if let Some(fault) = self.fault {
+            let message = format!("the certificate authority goes on with its last good keys: {fault}");
+            return said("CertificateAuthority", message);
+        }
+        if self.started_with != self.written {
+            let message = format!(
+                "certificates are still signed for {}; restart control and the agents to change the trust domain to {}",
+                self.started_with, self.written
+            );
+            return said("RestartNeeded", message);
+        }
+        None
     }
-    if own.started_with != own.written {
-        let message = format!(
-            "certificates are still signed for {}; restart control and the agents to change the trust domain to {}",
-            own.started_with, own.written
-        );
-        return said(false, "RestartNeeded", &message);
-    }
-    said(true, "Programmed", "control works by these settings")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::reports::Count;
     use serde_json::json;
 
     fn object(name: &str, spec: &Value) -> Value {
@@ -85,14 +102,17 @@ mod tests {
     fn ask(object: &Value, fault: Option<&str>, written: &str) -> Option<Value> {
         let (ours, written) = ("cluster.local".parse().expect("valid"), written.parse().expect("valid"));
         let own = Own { fault, started_with: &ours, written: &written };
-        conditions(object, Some(1), &Judged::of_mesh_config(object), "default", own, SystemTime::UNIX_EPOCH)
+        let judged = Judged::of_mesh_config(object);
+        let count = Count { ready: 2, total: 2, ..Count::default() };
+        let said = Said::new(&count, !matches!(judged, Judged::Good(_)));
+        status(object, Some(1), &judged, "default", own, &said, SystemTime::UNIX_EPOCH)
     }
 
-    fn reasons(conditions: &Value) -> Vec<(&str, &str, &str)> {
+    fn reasons(status: &Value) -> Vec<(&str, &str, &str)> {
         let text = |one: &'_ Value, field: &str| {
             one[field].as_str().map(str::to_owned).expect("text").leak() as &str
         };
-        let all = conditions.as_array().expect("a list").iter();
+        let all = status["conditions"].as_array().expect("a list").iter();
         all.map(|one| (text(one, "type"), text(one, "status"), text(one, "reason"))).collect()
     }
 
@@ -102,9 +122,11 @@ mod tests {
         assert_eq!(reasons(&good), [("Accepted", "True", "Accepted"), ("Programmed", "True", "Programmed")]);
         let second = ask(&object("other", &json!({})), None, "cluster.local").expect("new");
         assert_eq!(reasons(&second), [("Accepted", "False", "Conflicted")]);
-        assert!(second[0]["message"].as_str().expect("text").contains("default"), "{second}");
+        let message = &second["conditions"][0]["message"];
+        assert!(message.as_str().expect("text").contains("default"), "{second}");
+        assert_eq!((&second["nodesReady"], &good["nodesReady"]), (&Value::Null, &json!(2)));
         let mut settled = object("default", &json!({}));
-        settled["status"]["conditions"] = good;
+        settled["status"] = good;
         assert_eq!(ask(&settled, None, "cluster.local"), None);
         let early = json!({"metadata": {"name": "z", "creationTimestamp": "2020-01-01T00:00:00Z"}});
         let late = json!({"metadata": {"name": "a", "creationTimestamp": "2021-01-01T00:00:00Z"}});
@@ -118,7 +140,7 @@ mod tests {
                 json!({"ca": {}}),
                 None,
                 "cluster.local",
-                [("Accepted", "False", "Invalid"), ("Programmed", "True", "Programmed")],
+                [("Accepted", "False", "Invalid"), ("Programmed", "False", "Invalid")],
             ),
             (
                 json!({}),
@@ -135,6 +157,7 @@ mod tests {
         ] {
             let said = ask(&object("default", &spec), fault, written).expect("new");
             assert_eq!(reasons(&said), expected);
+            assert_eq!((&said["nodesReady"], &said["nodesTotal"]), (&json!(2), &json!(2)));
         }
     }
 }

@@ -214,6 +214,10 @@ impl Seen {
         own.map(|(key, object)| (key.clone(), object.clone())).collect()
     }
 
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.objects.lock().contains_key(key)
+    }
+
     /// In which version a kind is served, once all its objects are known.
     pub(super) fn resource(&self, subject: Subject) -> Option<ApiResource> {
         self.listed.lock().get(&subject).cloned()

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::conditions::{Wanted, follow_on};
+use super::programmed::{ON_ROUTES, Said};
 use crate::discovery::RouteStatus;
 use crate::discovery::status::{CONTROLLER, ConditionType, ParentStatus};
 
@@ -25,12 +26,13 @@ pub(super) fn parents(
     object: &Value,
     generation: Option<i64>,
     known: Known<'_>,
+    said: &Said,
     now: SystemTime,
 ) -> Option<Value> {
     let present = object["status"]["parents"].as_array().map(Vec::as_slice).unwrap_or_default();
     let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
     let (ours, others): (Vec<&Value>, Vec<&Value>) = present.iter().partition(is_ours);
-    let wanted = entries(object, generation, known)?;
+    let wanted = entries(object, generation, known, said)?;
     let room = PARENTS_MAX.saturating_sub(others.len());
     let wanted: Vec<Value> = wanted
         .into_iter()
@@ -48,21 +50,32 @@ pub(super) fn parents(
     Some(others.into_iter().cloned().chain(wanted).collect())
 }
 
+/// What is said now of the nodes.
+pub(super) fn present(object: &Value, generation: Option<i64>) -> Option<Said> {
+    let entries = object["status"]["parents"].as_array()?;
+    let mut ours = entries.iter().filter(|entry| entry["controllerName"] == CONTROLLER);
+    ours.find_map(|entry| Said::present(&entry["conditions"], ON_ROUTES, generation, &Value::Null))
+}
+
 type Entries = Vec<(Value, Vec<Wanted>)>;
 
 /// `None` while the version that the object has now has not been looked at.
-fn entries(object: &Value, generation: Option<i64>, known: Known<'_>) -> Option<Entries> {
+fn entries(object: &Value, generation: Option<i64>, known: Known<'_>, said: &Said) -> Option<Entries> {
     match (known.status, known.problem) {
-        (Some(status), _) if status.generation == generation => Some(of_status(status)),
-        (status, Some(problem)) => Some(refused(object, status.is_some(), problem)),
+        (Some(status), _) if status.generation == generation => Some(of_status(status, said)),
+        (status, Some(problem)) => Some(refused(object, status.is_some(), problem, said)),
         (Some(_), None) => None,
         // No parent of it is a Service.
         (None, None) => Some(Vec::new()),
     }
 }
 
-fn of_status(status: &RouteStatus) -> Entries {
+/// Where a parent does not take the route, there is nothing to be in force.
+fn of_status(status: &RouteStatus, said: &Said) -> Entries {
     let entry = |parent: &ParentStatus| {
+        let is_accepted =
+            parent.conditions.iter().any(|one| one.kind == ConditionType::Accepted && one.status);
+        let on_nodes = is_accepted.then(|| said.condition(ON_ROUTES));
         let conditions = parent.conditions.iter().map(|condition| Wanted {
             kind: condition_name(condition.kind),
             is_true: condition.status,
@@ -70,7 +83,7 @@ fn of_status(status: &RouteStatus) -> Entries {
             message: condition.message.clone(),
             since: condition.last_transition_time,
         });
-        (json!(parent.parent_ref), conditions.collect())
+        (json!(parent.parent_ref), conditions.chain(on_nodes).collect())
     };
     status.parents.iter().map(entry).collect()
 }
@@ -85,7 +98,7 @@ fn condition_name(kind: ConditionType) -> &'static str {
 }
 
 /// The object as a whole cannot be used. Its parents that are Services are told, as written.
-fn refused(object: &Value, has_last_good: bool, problem: &str) -> Entries {
+fn refused(object: &Value, has_last_good: bool, problem: &str, said: &Said) -> Entries {
     let message = match has_last_good {
         true => format!("this version cannot be used and the last good one stays in force: {problem}"),
         false => format!("it cannot be used: {problem}"),
@@ -98,7 +111,8 @@ fn refused(object: &Value, has_last_good: bool, problem: &str) -> Entries {
             if parent["namespace"].is_null() {
                 parent["namespace"] = object["metadata"]["namespace"].clone();
             }
-            (parent, vec![Wanted::new("Accepted", false, "UnsupportedValue", message.clone())])
+            let accepted = Wanted::new("Accepted", false, "UnsupportedValue", message.clone());
+            (parent, vec![accepted, said.condition(ON_ROUTES)])
         })
         .collect()
 }
@@ -106,6 +120,7 @@ fn refused(object: &Value, has_last_good: bool, problem: &str) -> Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::reports::Count;
     use crate::discovery::status::{Condition, LayerName, ParentRef, Reason};
     use crate::model::{RouteKind, ServiceName};
 
@@ -150,7 +165,9 @@ mod tests {
         problem: Option<&str>,
     ) -> Option<Value> {
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100);
-        parents(object, Some(generation), Known { status, problem }, now)
+        let count = Count { ready: 2, total: 2, ..Count::default() };
+        let said = Said::new(&count, problem.is_some());
+        parents(object, Some(generation), Known { status, problem }, &said, now)
     }
 
     fn others() -> Value {
@@ -168,6 +185,13 @@ mod tests {
             json!({"group": "", "kind": "Service", "namespace": "shop", "name": "orders", "port": 80});
         assert_eq!(written[1]["parentRef"], parent);
         assert_eq!(written[1]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:00Z");
+        let programmed = &written[1]["conditions"][1];
+        assert_eq!(
+            (&programmed["type"], &programmed["status"]),
+            (&json!("weft.dev/Programmed"), &json!("True"))
+        );
+        let said = present(&object(&written), Some(1)).map(|said| said.condition(ON_ROUTES).message);
+        assert_eq!(said.as_deref(), Some("in force on 2 of 2 nodes"));
         assert_eq!(ask(&object(&written), 1, Some(&status(1, true)), None), None, "nothing is different");
         let reordered = json!([written[1], written[0]]);
         assert_eq!(ask(&object(&reordered), 1, Some(&status(1, true)), None), None, "the order is nobody's");
@@ -189,6 +213,12 @@ mod tests {
     }
 
     #[test]
+    fn where_a_route_is_not_accepted_nothing_is_said_of_nodes() {
+        let written = ask(&object(&json!([])), 1, Some(&status(1, false)), None).expect("something new");
+        assert_eq!(written[0]["conditions"].as_array().map(Vec::len), Some(1), "{written}");
+    }
+
+    #[test]
     fn a_version_that_was_not_looked_at_yet_is_not_spoken_about() {
         assert_eq!(ask(&object(&json!([])), 2, Some(&status(1, true)), None), None);
     }
@@ -206,6 +236,7 @@ mod tests {
                 (&json!("False"), &json!("UnsupportedValue"))
             );
             assert!(condition["message"].as_str().expect("text").contains(said), "{condition}");
+            assert_eq!(written[0]["conditions"][1]["reason"], "Invalid");
         }
     }
 

@@ -16,6 +16,7 @@ use super::reviewing::{bound_to, expected, token};
 use super::{Mesh, domain, id, put_secret, until, workload};
 use crate::control::ca::{Phase, SecretRef, Stage, rotate_in_secret};
 use crate::control::cluster::{self, Candidacy, Keys, Standing};
+use crate::control::reports::desk::Desk;
 use crate::control::{Control, Stats};
 use crate::identity::{Error, Identities};
 use crate::lifecycle::{Trigger, clock, shutdown, tasks};
@@ -28,7 +29,7 @@ const BUNDLE: &str = "/api/v1/namespaces/weft-system/configmaps/weft-trust-bundl
 const USER: &str = "system:serviceaccount:weft-system:weft-agent";
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn own() -> Keys {
+pub(super) fn own() -> Keys {
     Keys::Own(SecretRef { namespace: "weft-system".to_owned(), name: "weft-ca".to_owned() })
 }
 
@@ -37,15 +38,16 @@ fn issued() -> Keys {
 }
 
 /// One replica, from its first word to its last.
-struct Replica {
+pub(super) struct Replica {
     standing: Standing,
     stats: std::sync::Arc<Stats>,
-    address: String,
-    trigger: Trigger,
+    pub(super) desk: std::sync::Arc<Desk>,
+    pub(super) address: String,
+    pub(super) trigger: Trigger,
 }
 
 impl Replica {
-    fn leads(&self) -> bool {
+    pub(super) fn leads(&self) -> bool {
         *self.standing.leads.borrow()
     }
 
@@ -55,13 +57,13 @@ impl Replica {
 }
 
 /// A mesh whose agents have tokens of their pods, and read the bundle as a kubelet would give it to them.
-struct Cluster {
-    mesh: Mesh,
-    api: FakeApi,
+pub(super) struct Cluster {
+    pub(super) mesh: Mesh,
+    pub(super) api: FakeApi,
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with_ttl(HOUR)
     }
 
@@ -91,7 +93,7 @@ impl Cluster {
         self.api.client()
     }
 
-    async fn start(&self, keys: Keys) -> Replica {
+    pub(super) async fn start(&self, keys: Keys) -> Replica {
         let (trigger, shutdown) = shutdown::channel();
         let telemetry = self.mesh.telemetry.clone();
         let candidacy = Candidacy::begin(&self.client(), "weft-system", &telemetry, shutdown.clone());
@@ -105,13 +107,18 @@ impl Cluster {
         };
         let registry = self.mesh.registry.clone();
         let opened =
-            cluster::open(settings, self.client(), candidacy.leads(), registry, telemetry, &shutdown);
+            cluster::open(settings, self.client(), candidacy.leading(), registry, telemetry, &shutdown);
         let opened = tokio::time::timeout(super::PATIENCE, opened).await.expect("in time");
         let (control, standing): (Control, Standing) = opened.expect("opens").expect("not stopped");
-        let (address, stats) = (control.local_addr().to_string(), control.stats());
+        let (listens, stats, desk) = (control.local_addr(), control.stats(), control.desk());
+        candidacy.serves_at(cluster::reachable(
+            listens,
+            "weft-system".to_owned(),
+            self.mesh.registry.clone(),
+        ));
         tasks::spawn("control", async move { control.run(shutdown).await.expect("runs") });
         until("the bundle is mounted", || self.mesh.path("roots.pem").exists()).await;
-        Replica { standing, stats, address, trigger }
+        Replica { standing, stats, desk, address: listens.to_string(), trigger }
     }
 
     fn bundle(&self) -> String {

@@ -6,11 +6,15 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::fake_api::FakeApi;
+use super::reviewing::expected;
 use super::{domain, until};
 use crate::control::cluster::Standing;
+use crate::control::reports::Leading;
+use crate::control::reports::desk::Desk;
 use crate::control::status::{self, Writer};
 use crate::discovery;
 use crate::lifecycle::{Trigger, clock, shutdown};
+use crate::progress::wire::{InForce, Report};
 use crate::telemetry::Telemetry;
 use crate::{policy, registry, route};
 
@@ -25,6 +29,7 @@ struct Scene {
     api: FakeApi,
     leads: watch::Sender<bool>,
     fault: watch::Sender<Option<String>>,
+    desk: Desk,
     dir: tempfile::TempDir,
     _trigger: Trigger,
 }
@@ -32,12 +37,21 @@ struct Scene {
 fn route() -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": {"name": "split", "namespace": "shop", "generation": 1},
+        "metadata": {"name": "split", "namespace": "shop", "uid": "of-route", "generation": 1},
         "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "orders", "port": 80}],
             "rules": [{"backendRefs": [{"name": "orders", "port": 80}]}]},
     })
 }
 
+fn agent(node: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("agent-{node}"), "namespace": "weft-system"},
+        "spec": {"serviceAccountName": "weft-agent", "nodeName": node, "hostNetwork": true,
+            "containers": [{"name": "agent", "image": "weft"}]},
+    })
+}
+
+/// Agents on two nodes.
 async fn scene() -> Scene {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "orders", "namespace": "shop"},
@@ -47,13 +61,16 @@ async fn scene() -> Scene {
     for (name, object) in [("service.json", &service), ("route.json", &route())] {
         std::fs::write(dir.path().join(name), object.to_string()).expect("written");
     }
+    for node in ["node-1", "node-2"] {
+        std::fs::write(dir.path().join(format!("{node}.json")), agent(node).to_string()).expect("written");
+    }
     let api = FakeApi::default();
     api.put(ROUTE, route());
     api.put(
         POLICY,
         json!({
             "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
-            "metadata": {"name": "web", "namespace": "shop", "generation": 3},
+            "metadata": {"name": "web", "namespace": "shop", "uid": "of-policy", "generation": 3},
             "spec": {"targetRefs": [{"kind": "Pod", "selector": {}}], "action": "ALLOW"},
         }),
     );
@@ -63,7 +80,8 @@ async fn scene() -> Scene {
             path,
             json!({
                 "apiVersion": "weft.dev/v1alpha1", "kind": "MeshConfig",
-                "metadata": {"name": name, "generation": 1, "creationTimestamp": created}, "spec": {},
+                "metadata": {"name": name, "uid": format!("of-{name}"), "generation": 1, "creationTimestamp": created},
+                "spec": {},
             }),
         );
     }
@@ -74,6 +92,7 @@ async fn scene() -> Scene {
     let (policies, routes) = (policy::new().0, route::new().0);
     let discovery = discovery::start(source, registry_writer, policies, routes, &telemetry, shutdown.clone());
     let discovery = discovery.await.expect("starts");
+    let desk = Desk::new(Leading::alone());
     let ((leads, leading), (fault, faulty)) = (watch::channel(false), watch::channel(None));
     let writer = Writer {
         client: api.client(),
@@ -82,9 +101,11 @@ async fn scene() -> Scene {
         registry,
         telemetry,
         trust_domain: domain("cluster.local"),
+        heard: desk.heard(),
+        agents: expected(),
     };
     status::start(writer, shutdown);
-    Scene { api, leads, fault, dir, _trigger: trigger }
+    Scene { api, leads, fault, desk, dir, _trigger: trigger }
 }
 
 /// [`until`] for a clock that stands still: a minute may have to pass.
@@ -113,18 +134,41 @@ impl Scene {
             _ => said(&status["conditions"]),
         }
     }
+
+    /// A node says that these are in force; it has said `number` things in this series before.
+    fn report(&self, node: &str, number: u64, all: &[(&str, i64)]) {
+        let in_force =
+            |(uid, generation): &(&str, i64)| InForce { uid: (*uid).to_owned(), generation: *generation };
+        let in_force = all.iter().map(in_force).collect();
+        let report = Report { series: 1, number, in_force, gone: Vec::new() };
+        let heard = self.desk.take(&node.into(), &report).expect("good").into_inner();
+        assert!(!heard.begin_again);
+    }
+
+    /// `ready/total` of the policy's status.
+    fn nodes(&self) -> String {
+        let status = self.api.get(POLICY).expect("there")["status"].clone();
+        format!("{}/{}", status["nodesReady"], status["nodesTotal"])
+    }
 }
+
+const EVERYTHING: [(&str, i64); 3] = [("of-policy", 3), ("of-route", 1), ("of-default", 1)];
 
 #[tokio::test]
 async fn the_leader_alone_writes_and_then_there_is_nothing_to_do() {
     let scene = scene().await;
+    scene.report("node-1", 0, &EVERYTHING);
+    scene.report("node-2", 0, &EVERYTHING);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(scene.api.requests("").len(), 0, "it does not lead");
     scene.leads.send_replace(true);
     until("everything is said", || scene.api.requests("PATCH").len() >= 4).await;
     until("the route is told", || !scene.conditions(ROUTE).is_empty()).await;
-    assert_eq!(scene.conditions(ROUTE), ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]);
-    assert_eq!(scene.conditions(POLICY), ["Accepted=False TargetNotFound"]);
+    let route =
+        ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs", "weft.dev/Programmed=True Programmed"];
+    assert_eq!(scene.conditions(ROUTE), route);
+    assert_eq!(scene.conditions(POLICY), ["Accepted=False TargetNotFound", "Programmed=True Programmed"]);
+    assert_eq!(scene.nodes(), "2/2");
     assert_eq!(scene.conditions(MESH), ["Accepted=True Accepted", "Programmed=True Programmed"]);
     assert_eq!(scene.conditions(SECOND), ["Accepted=False Conflicted"]);
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -158,6 +202,8 @@ async fn others_entries_and_newer_versions_are_respected() {
 #[tokio::test]
 async fn a_fault_of_the_keys_is_told_on_the_mesh_config_and_taken_back() {
     let scene = scene().await;
+    scene.report("node-1", 0, &EVERYTHING);
+    scene.report("node-2", 0, &EVERYTHING);
     scene.leads.send_replace(true);
     until("all is well", || scene.conditions(MESH).len() == 2).await;
     scene.fault.send_replace(Some("x".to_owned()));
@@ -243,4 +289,55 @@ async fn the_spec_of_an_xmesh_belongs_to_others_and_parameters_must_be_a_mesh_co
     scene.api.delete(&path);
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(made(&scene.api), 0);
+}
+
+#[tokio::test]
+async fn a_policy_says_on_how_many_nodes_it_is_in_force_and_which_lack_it() {
+    let scene = scene().await;
+    scene.leads.send_replace(true);
+    until("nobody has it", || scene.nodes() == "0/2").await;
+    assert_eq!(scene.conditions(POLICY)[1], "Programmed=False Pending");
+    scene.report("node-1", 0, &EVERYTHING);
+    scene.report("node-2", 0, &[("of-policy", 2)]);
+    until("one is behind", || scene.nodes() == "1/2").await;
+    let message =
+        scene.api.get(POLICY).expect("there")["status"]["ancestors"][0]["conditions"][1]["message"].clone();
+    assert_eq!(message, "in force on 1 of 2 nodes; not on node-2");
+    scene.report("node-2", 1, &[("of-policy", 3)]);
+    until("both have it", || scene.nodes() == "2/2").await;
+    assert_eq!(scene.conditions(POLICY)[1], "Programmed=True Programmed");
+    until("the route lacks one", || {
+        scene.conditions(ROUTE).contains(&"weft.dev/Programmed=False Pending".to_owned())
+    })
+    .await;
+    // Another version of the policy: nobody has that.
+    let mut changed = scene.api.get(POLICY).expect("there");
+    changed["metadata"]["generation"] = json!(4);
+    scene.api.put(POLICY, changed);
+    until("nobody has it", || scene.nodes() == "0/2").await;
+    // An agent that is gone is not waited for.
+    std::fs::remove_file(scene.dir.path().join("node-2.json")).expect("removed");
+    scene.report("node-1", 1, &[("of-policy", 4)]);
+    until("all that are left have it", || scene.nodes() == "1/1").await;
+}
+
+#[tokio::test]
+async fn a_new_leader_does_not_take_back_what_the_one_before_wrote() {
+    let scene = scene().await;
+    scene.report("node-1", 0, &EVERYTHING);
+    scene.report("node-2", 0, &EVERYTHING);
+    scene.leads.send_replace(true);
+    until("everything is said", || scene.api.requests("PATCH").len() >= 4).await;
+    assert_eq!(scene.nodes(), "2/2");
+    scene.leads.send_replace(false);
+    until("it is forgotten", || scene.desk.heard().reporting() == 0).await;
+    let before = scene.api.requests("PATCH").len();
+    scene.leads.send_replace(true);
+    scene.report("node-1", 0, &EVERYTHING);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(scene.api.requests("PATCH").len(), before, "one node has not found the leader yet");
+    // The other has lost the policy, and all have reported: nothing is to be waited for any more.
+    scene.report("node-2", 0, &EVERYTHING[1..]);
+    until("a node lacks it", || scene.nodes() == "1/2").await;
+    assert_eq!(scene.conditions(ROUTE)[2], "weft.dev/Programmed=True Programmed");
 }

@@ -27,6 +27,8 @@ use super::status::MeshConfigStatus;
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Accepted")].status"#
     ),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodesTotal"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

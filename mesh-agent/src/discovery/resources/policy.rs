@@ -30,6 +30,8 @@ use super::{Present, not_null};
         type_ = "string",
         json_path = r#".status.ancestors[?(@.controllerName=="weft.dev/mesh")].conditions[?(@.type=="Accepted")].status"#
     ),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodesTotal"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

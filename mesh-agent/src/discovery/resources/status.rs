@@ -15,6 +15,12 @@ pub struct AuthorizationPolicyStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub ancestors: Vec<PolicyAncestorStatus>,
+    /// Nodes on which this version is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes_ready: Option<u32>,
+    /// Nodes that have an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes_total: Option<u32>,
 }
 
 /// `status.ancestors[]`: what one controller says.
@@ -25,7 +31,7 @@ pub struct PolicyAncestorStatus {
     pub ancestor_ref: AncestorRef,
     /// Who speaks; ours is `weft.dev/mesh`.
     pub controller_name: String,
-    /// `Accepted`.
+    /// `Accepted`; `Programmed`: this version is in force on every node.
     #[serde(default)]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
@@ -49,9 +55,15 @@ pub struct AncestorRef {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshConfigStatus {
-    /// `Accepted`: these are the mesh's settings. `Programmed`: control works by them.
+    /// `Accepted`: these are the mesh's settings. `Programmed`: control and every node work by them.
     #[serde(default)]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+    /// Nodes on which this version is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes_ready: Option<u32>,
+    /// Nodes that have an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes_total: Option<u32>,
 }
