@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_tests::seen::{self, Metrics};
 use mesh_tests::wire::Serve;
 use mesh_tests::{Lab, World, eventually, wait};
 use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
@@ -265,6 +266,11 @@ fn a_node_gets_no_certificate_for_accounts_that_run_elsewhere() {
     let _server = far.serve(8080, Serve::Greet);
     let target = lab.v4("shop/far", 8080);
     web.call(target).expect("all is well");
+    let nodes = lab.nodes().len();
+    eventually("every node has told control what is in its kernel", || {
+        let (_, page) = seen::get(&lab.control().admin, "/metrics").ok()?;
+        (Metrics::parse(&page).sum("weft_control_nodes_reporting", &[]) == nodes as f64).then_some(())
+    });
     lab.kill_agent("node-2");
     // Somebody with node-1's token asks for the accounts of node-2.
     let stolen = lab.dir().join("tokens/node-1");
