@@ -148,7 +148,7 @@ fn every_refusal_has_its_name() {
         (&[0, 0, 0, 0, 0, 0, 0, 0], Malformed::UnknownType(0)),
         (&[9, 0, 0, 0, 0, 0, 0, 0], Malformed::UnknownType(9)),
         (&[2, 1, 0, 0, 0, 0, 0, 1], Malformed::Flags { kind: Kind::Data, flags: 1 }),
-        (&[8, 2, 0, 0, 0, 0, 0, 8], Malformed::Flags { kind: Kind::Ping, flags: 2 }),
+        (&[8, 3, 0, 0, 0, 0, 0, 8], Malformed::Flags { kind: Kind::Ping, flags: 3 }),
         (&[2, 0, 1, 2, 0, 0, 0, 1], Malformed::Reserved(0x0102)),
         (&[2, 0, 0, 0, 0, 0, 0x3f, 0xf9], Malformed::TooLong(16377)),
         (&[2, 0, 0, 0, 0, 0, 0, 0], Malformed::Length { kind: Kind::Data, length: 0 }),
