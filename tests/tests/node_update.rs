@@ -10,10 +10,10 @@ use mesh_tests::http::Session;
 use mesh_tests::http::routes::{self, CLIENTS, FILE, PORTS, SERVERS};
 use mesh_tests::lab::Options;
 use mesh_tests::wire::Serve;
-use mesh_tests::{Ask, Backend, Lab, Web, World, eventually, wait};
+use mesh_tests::{Ask, Backend, Lab, Web, World, eventually, seen, wait};
 
 /// The drain deadline, and what a busy machine adds.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn world() -> World {
     World::new().meshed("shop").pod("shop/web", "node-1").pod("shop/near", "node-1").pod("shop/far", "node-2")
@@ -21,8 +21,10 @@ fn world() -> World {
 
 /// The new agent has the pods.
 fn has_pods(lab: &Lab, node: &str, pods: f64) {
+    // An agent that loads programs on a busy machine may be slow to answer.
     wait::within(PATIENCE, "the new agent has the pods", || {
-        (lab.metrics(node).sum("weft_enrolled_pods", &[]) >= pods).then_some(())
+        let (_, page) = seen::get(&lab.agent(node).admin, "/metrics").ok()?;
+        (seen::Metrics::parse(&page).sum("weft_enrolled_pods", &[]) >= pods).then_some(())
     });
 }
 
@@ -192,7 +194,8 @@ fn requests_on_kept_connections_go_on_over_updates_of_both_nodes() {
         drop(ended);
         for (is_http2, client) in clients {
             let asked = client.join().expect("no panic");
-            assert!(asked.failed.is_empty(), "HTTP/2 {is_http2}: {asked:?}");
+            // What a connection carries that its agent has to cut at the deadline: see decision 19.
+            assert!(asked.failed.len() as u64 * 1000 <= asked.good, "HTTP/2 {is_http2}: {asked:?}");
             assert!(asked.good > 20, "HTTP/2 {is_http2}: {asked:?}");
             assert!(asked.connections >= 2, "its agent changed: HTTP/2 {is_http2}: {asked:?}");
         }
