@@ -6,50 +6,20 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use data_encoding::{BASE64, BASE64URL_NOPAD};
+use data_encoding::BASE64;
 use mesh_agent::identity::ca_client::{CaClient, Svid};
 use mesh_agent::identity::trust::Trust;
 use mesh_agent::identity::{self, Error};
 use mesh_agent::model::{SpiffeId, TrustDomain};
 use mesh_tests::api::ApiServer;
-use mesh_tests::api::review::Token;
 use mesh_tests::api::stage::{KUBECONFIG, Stage, on_stage};
-use mesh_tests::control::{Replica, control};
+use mesh_tests::control::{PATIENCE, ROUTES, Replica, agent_token, control, mesh, route};
 use mesh_tests::wait::{eventually, now, within};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tonic::Code;
-
-const ROUTES: &str = "gateway.networking.k8s.io";
-
-/// How long a start, a take-over after a death (15 s and two looks of 2 s), or a status may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(40);
-
-fn mesh(server: &ApiServer) {
-    for name in ["weft-system", "shop"] {
-        server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
-    }
-    server.put(json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "orders", "namespace": "shop"},
-        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
-    }));
-    server.put(route("orders"));
-    server.put(json!({
-        "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "web", "namespace": "shop"},
-        "spec": {"targetRefs": [{"kind": "Pod", "selector": {}}], "action": "ALLOW"},
-    }));
-    server.put(json!({"apiVersion": "weft.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"}, "spec": {}}));
-}
-
-fn route(service: &str) -> Value {
-    json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "split", "namespace": "shop"},
-        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": service, "port": 80}],
-            "rules": [{"backendRefs": [{"name": "orders", "port": 80}]}]},
-    })
-}
 
 fn accepted(server: &ApiServer, group: &str, plural: &str, name: &str, at: &str) -> Option<String> {
     let object = server.object(group, plural, name)?;
@@ -196,12 +166,7 @@ fn agent_on(server: &ApiServer, node: &str) -> String {
         }));
     }
     let name = format!("weft-agent-{node}");
-    let pod = server.object("", "pods", &format!("weft-system/{name}")).expect("made");
-    let claims = json!({"aud": ["weft-control"], "exp": 4_000_000_000_u64, "sub": "system:serviceaccount:weft-system:weft-agent"});
-    let token = format!("e30.{}.{node}", BASE64URL_NOPAD.encode(claims.to_string().as_bytes()));
-    let user = Token::account("weft-system", "weft-agent", "weft-control");
-    server.add_token(&token, user.bound_to(&name, pod["metadata"]["uid"].as_str().expect("a UID")));
-    token
+    agent_token(server, &name)
 }
 
 /// A server with a mesh of two nodes, and where its kubeconfig is.

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use data_encoding::BASE64URL_NOPAD;
 use mesh_agent::discovery::{self, Access, Discovery};
 use mesh_agent::identity;
 use mesh_agent::identity::line::Line;
@@ -14,39 +13,11 @@ use mesh_agent::model::{Publication, TrustDomain};
 use mesh_agent::telemetry::Telemetry;
 use mesh_agent::{policy, progress, registry, route};
 use mesh_tests::api::ApiServer;
-use mesh_tests::api::review::Token;
-use mesh_tests::control::Replica;
+use mesh_tests::control::{PATIENCE, ROUTES, Replica, agent_token, mesh, policy_that};
 use mesh_tests::wait::within;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-
-const ROUTES: &str = "gateway.networking.k8s.io";
-
-/// How long a start, a take-over after a death (15 s and two looks of 2 s), a sign of life (20 s) or a status may take on a
-/// busy machine.
-const PATIENCE: Duration = Duration::from_secs(40);
-
-fn mesh(server: &ApiServer) {
-    for name in ["weft-system", "shop"] {
-        server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
-    }
-    server.put(json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "orders", "namespace": "shop"},
-        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
-    }));
-    server.put(route("orders"));
-    server.put(policy_that("ALLOW"));
-    server.put(json!({"apiVersion": "weft.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "default"}, "spec": {}}));
-}
-
-fn route(service: &str) -> Value {
-    json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "split", "namespace": "shop"},
-        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": service, "port": 80}],
-            "rules": [{"backendRefs": [{"name": "orders", "port": 80}]}]},
-    })
-}
 
 /// What an agent of a node has for this: its pod's token, discovery from the API, and the word of capture.
 struct Agent {
@@ -59,17 +30,6 @@ struct Agent {
 
 const EVERYTHING: Publication = Publication { registry: u64::MAX, policies: u64::MAX, routes: u64::MAX };
 
-/// A token that says what a kubelet's would, and that the API server finds good.
-fn token(server: &ApiServer, pod: &str) -> String {
-    let account = "system:serviceaccount:weft-system:weft-agent";
-    let claims = json!({"aud": ["weft-control"], "sub": account, "exp": 4_102_444_800_u64});
-    let token = format!("e30.{}.{pod}", BASE64URL_NOPAD.encode(claims.to_string().as_bytes()));
-    let found = server.object("", "pods", &format!("weft-system/{pod}")).expect("it was put there");
-    let uid = found["metadata"]["uid"].as_str().expect("the server gives one");
-    server.add_token(&token, Token::account("weft-system", "weft-agent", "weft-control").bound_to(pod, uid));
-    token
-}
-
 impl Agent {
     fn start(runtime: &Runtime, server: &ApiServer, dir: &Path, node: &str, ask: &str) -> Self {
         let pod = format!("agent-{node}");
@@ -80,7 +40,7 @@ impl Agent {
             "status": {"phase": "Running"},
         }));
         let (token_file, roots) = (dir.join(format!("{node}.token")), dir.join("roots.pem"));
-        std::fs::write(&token_file, token(server, &pod)).expect("written");
+        std::fs::write(&token_file, agent_token(server, &pod)).expect("written");
         let bundle = server.object("", "configmaps", "weft-system/weft-trust-bundle").expect("published");
         std::fs::write(&roots, bundle["data"]["roots.pem"].as_str().expect("PEM")).expect("written");
         let trust_domain: TrustDomain = "cluster.local".parse().expect("valid");
@@ -134,13 +94,6 @@ fn programmed(server: &ApiServer) -> Option<String> {
         .find(|one| one["type"] == "Programmed" && one["observedGeneration"] == *generation)?;
     let (status_is, message) = (one["status"].as_str()?, one["message"].as_str()?);
     Some(format!("{status_is} {}/{} {message}", status["nodesReady"], status["nodesTotal"]))
-}
-
-fn policy_that(action: &str) -> Value {
-    json!({
-        "apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "web", "namespace": "shop"},
-        "spec": {"targetRefs": [{"kind": "Pod", "selector": {}}], "action": action},
-    })
 }
 
 #[test]
