@@ -11,6 +11,8 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Resource;
 use serde::de::DeserializeOwned;
 
+use crate::lifecycle::back_off;
+
 /// Objects per page of a list.
 const PAGE: u32 = 500;
 /// How long a watch lasts before the server ends it: client-go's five minutes, less jitter.
@@ -57,7 +59,7 @@ pub(super) async fn follow<K>(
             tracing::warn!(what, %error, "the Kubernetes API cannot be followed; what was seen last stays in force");
         }
         is_well = false;
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        tokio::time::sleep(back_off::half_to_whole(pause)).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }

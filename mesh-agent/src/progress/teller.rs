@@ -12,6 +12,7 @@ use super::in_force::InForce;
 use super::series::Series;
 use super::wire::{Heard, LEADER, REPORT};
 use crate::identity::line::{Failure, Line};
+use crate::lifecycle::back_off;
 use crate::model::Generations;
 
 /// Longest silence; a fifth less at random. Control forgets a node after three of these.
@@ -123,8 +124,10 @@ impl Teller {
         let pause = match outcome {
             Outcome::Heard => return self.wait_for_news().await,
             Outcome::Turn if self.failures <= 1 => TURN_MAX.mul_f64(fastrand::f64()),
-            Outcome::Turn | Outcome::Failed => back_off(self.failures),
-            Outcome::Unknown => half_to_whole(UNKNOWN_PAUSE),
+            Outcome::Turn | Outcome::Failed => {
+                back_off::after_failures(BACK_OFF_MIN, BACK_OFF_MAX, self.failures)
+            }
+            Outcome::Unknown => back_off::half_to_whole(UNKNOWN_PAUSE),
         };
         tokio::time::sleep(pause).await;
     }
@@ -153,28 +156,9 @@ fn leader(status: &Status) -> Option<std::net::SocketAddr> {
     status.metadata().get(LEADER)?.to_str().ok()?.parse().ok()
 }
 
-fn back_off(failures: u32) -> Duration {
-    let doubled = BACK_OFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10));
-    half_to_whole(doubled.min(BACK_OFF_MAX))
-}
-
-fn half_to_whole(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_grow_to_half_a_minute_and_differ() {
-        for (failures, longest) in [(1, 1), (2, 2), (5, 16), (6, 30), (1000, 30)] {
-            let pauses: Vec<_> = (0..100).map(|_| back_off(failures)).collect();
-            let longest = Duration::from_secs(longest);
-            assert!(pauses.iter().all(|pause| *pause <= longest && *pause >= longest / 2), "{failures}");
-            assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{failures}");
-        }
-    }
 
     #[test]
     fn only_an_address_is_taken_for_the_leaders() {

@@ -15,6 +15,7 @@ use crate::control::follow::{Change, follow};
 use crate::discovery::objects::read::{Reading, Written, misread, read};
 use crate::discovery::objects::{self, Kind, Object};
 use crate::discovery::problem::Fault;
+use crate::lifecycle::back_off;
 use crate::model::RouteKind;
 
 /// How long until it is asked again whether a kind is served that was not.
@@ -272,7 +273,7 @@ impl Seen {
                     }
                 }
             }
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            tokio::time::sleep(back_off::half_to_whole(pause)).await;
         }
     }
 }

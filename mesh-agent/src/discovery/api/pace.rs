@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::lifecycle::back_off;
+
 /// The first pause after a failure is up to this long, and each further one up to twice the one before.
 const FIRST: Duration = Duration::from_secs(1);
 
@@ -30,9 +32,8 @@ impl Pace {
 
     /// The pause after a failure: half to whole of a length that doubles, and not shorter than the API asks for.
     pub(super) fn after_failure(&mut self, retry_after: Option<Duration>) -> Duration {
-        let longest = FIRST.saturating_mul(1 << self.failures.min(5)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        let pause = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let pause = back_off::after_failures(FIRST, LONGEST, self.failures);
         match retry_after {
             Some(asked) => pause.max(asked.min(RETRY_AFTER_MAX).mul_f64(1.0 + fastrand::f64() / 4.0)),
             None => pause,
