@@ -46,13 +46,15 @@ pub(super) fn told(plan: &Plan) -> Vec<String> {
 
 pub(super) fn verdicts_told(plan: &Plan) -> Vec<String> {
     let name = |number: u32| plan.numbers.name(number).unwrap_or("nobody").to_owned();
-    let line = |(key, verdict): (&VerdictKey, &Verdict)| {
-        let policy = if verdict.policy == 0 { String::new() } else { name(verdict.policy) };
-        format!("{}->{} {} {} {policy}", name(key.source), name(key.destination), key.port, verdict.action)
-    };
-    let mut lines: Vec<_> = plan.tables.verdicts.iter().map(line).collect();
+    let verdicts = plan.tables.verdicts.iter();
+    let mut lines: Vec<_> = verdicts.map(|(key, verdict)| verdict_line(key, verdict, name)).collect();
     lines.sort();
     lines
+}
+
+fn verdict_line(key: &VerdictKey, verdict: &Verdict, name: impl Fn(u32) -> String) -> String {
+    let policy = if verdict.policy == 0 { String::new() } else { name(verdict.policy) };
+    format!("{}->{} {} {} {policy}", name(key.source), name(key.destination), key.port, verdict.action)
 }
 
 fn address_line(ip: Address, local: Local, name: &str) -> String {
@@ -68,10 +70,7 @@ pub(super) fn told_plain(tables: &naive::Tables, numbers: &naive::Numbers) -> Ve
         .keys()
         .map(|key| format!("skip {} {} {}", name(key.workload), key.port, key.direction));
     let addresses = tables.addresses.iter().map(|(ip, local)| address_line(*ip, *local, &name(local.id)));
-    let verdicts = tables.verdicts.iter().map(|(key, verdict)| {
-        let policy = if verdict.policy == 0 { String::new() } else { name(verdict.policy) };
-        format!("{}->{} {} {} {policy}", name(key.source), name(key.destination), key.port, verdict.action)
-    });
+    let verdicts = tables.verdicts.iter().map(|(key, verdict)| verdict_line(key, verdict, name));
     let frontends = tables.frontends.iter().map(|(key, front)| {
         let backends =
             (0..front.count).map(|index| tables.backends.get(&BackendKey { service: front.service, index }));
